@@ -1,0 +1,83 @@
+"""The errors fastinfluence raises: each says what is wrong and what would be right.
+
+All derive from `FastInfluenceError`, so one ``except`` catches them; each also derives
+from the built-in error a caller would expect (`ValueError`, `KeyError`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "DataError",
+    "FastInfluenceError",
+    "MissingExtraError",
+    "NotFittedError",
+    "ParameterError",
+    "ReplayMismatch",
+    "RunDirectoryError",
+    "UnknownIdError",
+]
+
+
+class FastInfluenceError(Exception):
+    """Base class of every error raised on purpose by this library."""
+
+
+class DataError(FastInfluenceError, ValueError):
+    """Input data that cannot be used: NaN, mismatched lengths, a missing column, ..."""
+
+
+class ParameterError(FastInfluenceError, ValueError):
+    """A hyper-parameter or argument outside its range, or one that does not fit the data."""
+
+
+class NotFittedError(FastInfluenceError, AttributeError):
+    """A model was asked for something it only has after ``fit``."""
+
+
+class RunDirectoryError(FastInfluenceError, OSError):
+    """A run directory that is absent, half-written, damaged or of another format version."""
+
+
+class ReplayMismatch(FastInfluenceError, RuntimeError):
+    """Replaying a Trajectory did not end in the parameters that training left."""
+
+
+class MissingExtraError(FastInfluenceError, ImportError):
+    """A feature needs an optional dependency; the message holds the install command."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs {package}, which is not installed: "
+            f"pip install 'fastinfluence[{extra}]'"
+        )
+
+
+class UnknownIdError(FastInfluenceError, KeyError):
+    """An id that was not in the training data.
+
+    Parameters
+    ----------
+    kind : str
+        What the ids name: ``"user"``, ``"item"``, ...
+    unknown : sequence
+        The distinct unknown ids, in order of first appearance.
+    nearest : iterable of str, optional
+        Known ids that resemble the first unknown one.
+    """
+
+    def __init__(self, kind: str, unknown: Sequence[object], nearest: Iterable[str] = ()) -> None:
+        self.kind = kind
+        self.unknown = list(unknown)
+        others = len(self.unknown) - 1
+        message = f"unknown {kind} {self.unknown[0]!r}"
+        if others:
+            message += f" and {others} other unknown {kind}{'s' if others > 1 else ''}"
+        nearest = list(nearest)
+        if nearest:
+            message += f"; nearest known: {', '.join(nearest)}"
+        super().__init__(message)
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])

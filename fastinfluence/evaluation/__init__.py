@@ -1,0 +1,1 @@
+"""Is an explanation true? Retrain and see. Empty for now."""

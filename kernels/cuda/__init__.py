@@ -1,0 +1,1 @@
+"""CUDA twins of the CPU kernels. Empty for now: they come with the GPU backend."""
