@@ -1,0 +1,35 @@
+"""The kernels compiled for a processor without AVX-512 must pass the same tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastinfluence.kernels.cpu import simd
+
+PORTABLE = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,+bmi2,+popcnt"}
+FILES = ["test_simd.py"]
+
+
+@pytest.mark.skipif(not simd.HAS_AVX512, reason="this process already takes the portable path")
+def test_kernels_without_avx512():
+    here = Path(__file__).parent
+    script = (
+        "import sys, pytest; from fastinfluence.kernels.cpu import simd; "
+        "assert not simd.HAS_AVX512; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        [*command, *(str(here / name) for name in FILES)],
+        cwd=here.parents[1],
+        env={**os.environ, **PORTABLE},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
