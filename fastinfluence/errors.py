@@ -47,11 +47,9 @@ class ReplayMismatch(FastInfluenceError, RuntimeError):
 class MissingExtraError(FastInfluenceError, ImportError):
     """A feature needs an optional dependency; the message holds the install command."""
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs {package}, which is not installed: "
-            f"pip install 'fastinfluence[{extra}]'"
-        )
+    def __init__(self, feature: str, package: str, extra: str | None = None) -> None:
+        what = package if extra is None else f"'fastinfluence[{extra}]'"
+        super().__init__(f"{feature} needs {package}, which is not installed: pip install {what}")
 
 
 class UnknownIdError(FastInfluenceError, KeyError):
