@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,8 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def _library_version() -> str:
+    from importlib import metadata  # a tenth of what `import fastinfluence` may take
+
     try:
         return metadata.version("fastinfluence")
     except metadata.PackageNotFoundError:  # a checkout that is not installed
