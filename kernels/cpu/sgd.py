@@ -94,12 +94,6 @@ class Record(NamedTuple):
 
 
 @kernel
-def _sigmoid(x):
-    one = type(x)(1)
-    return one / (one + np.exp(-x))
-
-
-@kernel
 def _move(old, gradient, squares, index, learning_rate, epsilon):
     """New value of one coordinate after its gradient (Adagrad: the sum includes this one)."""
     if squares is None:
@@ -124,18 +118,22 @@ def _is_known(sampler, user, item):
 def _draw_negatives(sampler, epoch, example, user, group, candidates):
     """Fill ``candidates[1:]`` with distinct items of the pool unknown to `user`; their number.
 
+    None of them is the example's own item, ``candidates[0]``, known or not.
+
     Draws are tested against all known pairs, also those left out of this run by weight 0, so
     that leaving an example out changes nobody's negatives.
     """
     start = sampler.pool_pointers[group]
     size = sampler.pool_pointers[group + 1] - start
+    if size == 0:
+        return 0
     key = stream(sampler.seed, epoch, example)
     found = 0
     for slot in range(sampler.n_negatives):
         for attempt in range(MAX_ATTEMPTS):
             item = sampler.pool[start + draw(key, slot * MAX_ATTEMPTS + attempt, size)]
             fresh = not _is_known(sampler, user, item)
-            for earlier in range(1, found + 1):
+            for earlier in range(found + 1):
                 fresh = fresh and candidates[earlier] != item
             if fresh:
                 found += 1
@@ -146,29 +144,37 @@ def _draw_negatives(sampler, epoch, example, user, group, candidates):
 
 @kernel
 def _candidate_gradients(loss, scores, value, n_negatives, gradients):
-    """dL/df of every candidate, from the scores; returns L."""
-    one = type(value)(1)
-    likelihood = 1.0  # float64: the product of up to hundreds of probabilities
-    log_likelihood = 0.0
-    if loss == LOGISTIC:
-        probability = _sigmoid(scores[0])
-        gradients[0] = probability - value
-        likelihood = probability if value > 0 else one - probability
-    else:
-        gradients[0] = type(value)(0)
-    for c in range(1, n_negatives + 1):
-        if loss == LOGISTIC:
-            probability = _sigmoid(scores[c])
-            gradients[c] = probability
-        else:  # BPR: the positive must score above each negative
-            probability = _sigmoid(scores[c] - scores[0])
-            gradients[c] = probability
-            gradients[0] -= probability
-        likelihood *= one - probability
-        if likelihood < 1e-200:
-            log_likelihood += np.log(max(likelihood, 1e-300))
-            likelihood = 1.0
-    return -log_likelihood - np.log(max(likelihood, 1e-300))
+    """dL/df of every candidate, from the scores; returns L.
+
+    L is a sum of softplus(x), x the score of what should score low (negated for a positive
+    example) or, in BPR, its lead over the example. With softplus(x) = max(x, 0) -
+    log(sigmoid(|x|)) nothing cancels or overflows, and one logarithm of the product of the
+    sigmoids, each at least 1/2, serves all candidates.
+    """
+    zero, one = type(value)(0), type(value)(1)
+    gradients[0] = zero
+    positive_parts, log_product = 0.0, 0.0
+    product = 1.0  # float64: half to the power of up to hundreds
+    for c in range(1 if loss == BPR else 0, n_negatives + 1):
+        x = scores[c]
+        if loss == BPR:
+            x -= scores[0]
+        elif c == 0 and value > 0:
+            x = -x
+        small = np.exp(-abs(x))
+        upper = one / (one + small)  # sigmoid(|x|)
+        slope = upper if x > zero else small * upper
+        positive_parts += max(x, zero)
+        product *= upper
+        if product < 1e-200:
+            log_product += np.log(product)
+            product = 1.0
+        if loss == BPR:
+            gradients[c] = slope
+            gradients[0] -= slope
+        else:
+            gradients[c] = -slope if c == 0 and value > 0 else slope
+    return positive_parts - log_product - np.log(product)
 
 
 @kernel
@@ -263,7 +269,8 @@ def _sampled_block(
             q, b_i = item_factors[i], item_biases[i]
             push = weight * gradients[c]
             step = rate * push
-            push_bias += push
+            if loss == LOGISTIC:  # in BPR the user's bias cancels; its rounding must not stay
+                push_bias += push
             if squares is None:
                 item_biases[i] = keep * b_i - step
                 for f in range(k):
@@ -318,6 +325,15 @@ def _block(tables, squares, examples, pointers, sampler, hyper, loss, epoch, num
 
 
 @kernel
+def _total(losses):
+    """Sum in order; inlined into parallel code it would be split among the threads."""
+    total = 0.0
+    for loss in losses:
+        total += loss
+    return total
+
+
+@kernel
 def sgd_epoch(tables, squares, examples, pointers, sampler, hyper, loss, epoch, record):
     """Visit every example once, in order, and update the tables in place.
 
@@ -352,7 +368,7 @@ def sgd_epoch(tables, squares, examples, pointers, sampler, hyper, loss, epoch, 
         losses[number] = _block(
             tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record
         )
-    return losses.sum()
+    return _total(losses)
 
 
 @kernel(parallel=True)
@@ -366,7 +382,7 @@ def sgd_epoch_parallel(tables, squares, examples, pointers, sampler, hyper, loss
             losses[number] = _block(
                 tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record
             )
-    return losses.sum()
+    return _total(losses)
 
 
 @kernel

@@ -15,14 +15,18 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 __all__ = [
+    "HAS_AVX512",
     "LANES",
+    "bits_to_float",
     "compress_at_least",
     "count_at_least",
     "dot",
+    "float_to_bits",
     "moments",
     "move_pair",
     "move_pair_recorded",
     "prefetch",
+    "rank_descending",
 ]
 
 LANES = 16
@@ -45,7 +49,7 @@ def _has_avx512() -> bool:
 HAS_AVX512 = _has_avx512()
 
 
-class _Lanes:
+class Lanes:
     """Emits loads, stores and arithmetic on 16-lane vectors of one element type."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, dtype: types.Float) -> None:
@@ -129,16 +133,16 @@ class _Lanes:
         return builder.extract_element(vector, _I32(0))
 
 
-def _broadcast(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def broadcast(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     vector = ir.VectorType(scalar.type, LANES)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
     zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _first_lanes(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
+def first_lanes(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
     """Mask of the lanes below `n`."""
-    return builder.icmp_signed("<", _INDICES, _broadcast(builder, builder.trunc(n, _I32)))
+    return builder.icmp_signed("<", _INDICES, broadcast(builder, builder.trunc(n, _I32)))
 
 
 def _population(builder: ir.IRBuilder, mask: ir.Value) -> ir.Value:
@@ -165,7 +169,7 @@ def dot(typing_context: Any, x: Any, y: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = _Lanes(context, builder, signature.args[0].dtype)
+        lanes = Lanes(context, builder, signature.args[0].dtype)
         left, length = lanes.array(signature.args[0], args[0])
         right, _ = lanes.array(signature.args[1], args[1])
         sums = [lanes.accumulator(), lanes.accumulator()]
@@ -182,7 +186,7 @@ def dot(typing_context: Any, x: Any, y: Any) -> Any:
         with builder.if_then(builder.icmp_signed(">", whole, pairs)):
             add(sums[0], pairs)
         with builder.if_then(builder.icmp_signed(">", length, whole)):
-            mask = _first_lanes(builder, builder.sub(length, whole))
+            mask = first_lanes(builder, builder.sub(length, whole))
             product = (lanes.load_first(left, whole, mask), lanes.load_first(right, whole, mask))
             builder.store(lanes.fma(*product, builder.load(sums[1])), sums[1])
         return lanes.tree_sum(builder.fadd(builder.load(sums[0]), builder.load(sums[1])))
@@ -191,11 +195,11 @@ def dot(typing_context: Any, x: Any, y: Any) -> Any:
 
 
 def _pair_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-    lanes = _Lanes(context, builder, signature.args[0].dtype)
+    lanes = Lanes(context, builder, signature.args[0].dtype)
     rows = [lanes.array(t, a) for t, a in zip(signature.args[:-2], args[:-2], strict=True)]
     pointers, length = [pointer for pointer, _ in rows], rows[0][1]
-    keep = _broadcast(builder, args[-2])
-    back = builder.fneg(_broadcast(builder, args[-1]))
+    keep = broadcast(builder, args[-2])
+    back = builder.fneg(broadcast(builder, args[-1]))
 
     def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
         old = [load(pointer) for pointer in pointers[:2]]
@@ -210,7 +214,7 @@ def _pair_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any
     with _vectors(builder, whole, LANES) as (index, _):
         body(lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
     with builder.if_then(builder.icmp_signed(">", length, whole)):
-        mask = _first_lanes(builder, builder.sub(length, whole))
+        mask = first_lanes(builder, builder.sub(length, whole))
         body(
             lambda p: lanes.load_first(p, whole, mask),
             lambda v, p: lanes.store_first(v, p, whole, mask),
@@ -260,6 +264,22 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), codegen
 
 
+def _bitcast_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+    return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+
+@intrinsic
+def float_to_bits(typing_context: Any, value: Any) -> Any:
+    """The 32 bits of a float32 as uint32."""
+    return (types.uint32(value), _bitcast_codegen) if value == types.float32 else None
+
+
+@intrinsic
+def bits_to_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+    return (types.float32(bits), _bitcast_codegen) if bits == types.uint32 else None
+
+
 @intrinsic
 def moments(typing_context: Any, row: Any) -> Any:
     """Sum, sum of squares and sum of absolute values of a row whose length is whole vectors."""
@@ -267,7 +287,7 @@ def moments(typing_context: Any, row: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = _Lanes(context, builder, signature.args[0].dtype)
+        lanes = Lanes(context, builder, signature.args[0].dtype)
         data, length = lanes.array(signature.args[0], args[0])
         total, squares, absolute = (lanes.accumulator() for _ in range(3))
         with _vectors(builder, length, LANES) as (index, _):
@@ -288,9 +308,9 @@ def count_at_least(typing_context: Any, row: Any, threshold: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = _Lanes(context, builder, signature.args[0].dtype)
+        lanes = Lanes(context, builder, signature.args[0].dtype)
         data, length = lanes.array(signature.args[0], args[0])
-        bound = _broadcast(builder, args[1])
+        bound = broadcast(builder, args[1])
         count = cgutils.alloca_once_value(builder, _I64(0))
         with _vectors(builder, length, LANES) as (index, _):
             mask = builder.fcmp_ordered(">=", lanes.load(data, index), bound)
@@ -312,11 +332,11 @@ def compress_at_least(
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = _Lanes(context, builder, signature.args[0].dtype)
+        lanes = Lanes(context, builder, signature.args[0].dtype)
         data, length = lanes.array(signature.args[0], args[0])
         out_values, _ = lanes.array(signature.args[2], args[2])
         out_positions, _ = lanes.array(signature.args[3], args[3])
-        bound = _broadcast(builder, args[1])
+        bound = broadcast(builder, args[1])
         count = cgutils.alloca_once_value(builder, _I64(0))
         emit = _compress_vector if HAS_AVX512 and lanes.align == 4 else _compress_lanes
         with _vectors(builder, length, LANES) as (index, _):
@@ -329,7 +349,7 @@ def compress_at_least(
 
 
 def _compress_vector(
-    lanes: _Lanes,
+    lanes: Lanes,
     x: ir.Value,
     mask: ir.Value,
     index: ir.Value,
@@ -338,9 +358,9 @@ def _compress_vector(
     count: ir.Value,
 ) -> None:
     """AVX-512: compress in registers, store a whole vector, advance by the population."""
-    builder, integers = lanes.builder, _INDICES.type
+    builder = lanes.builder
     at = builder.load(count)
-    numbers = builder.add(_INDICES, _broadcast(builder, builder.trunc(index, _I32)))
+    numbers = builder.add(_INDICES, broadcast(builder, builder.trunc(index, _I32)))
     for source, suffix, where in ((x, "f32", values), (numbers, "i32", positions)):
         function = lanes.intrinsic(
             f"llvm.x86.avx512.mask.compress.v{LANES}{suffix}",
@@ -350,12 +370,11 @@ def _compress_vector(
         packed = builder.call(function, [source, source, mask])
         address = builder.bitcast(builder.gep(where, [at]), source.type.as_pointer())
         builder.store(packed, address, align=4)
-    assert numbers.type == integers
     builder.store(builder.add(at, _population(builder, mask)), count)
 
 
 def _compress_lanes(
-    lanes: _Lanes,
+    lanes: Lanes,
     x: ir.Value,
     mask: ir.Value,
     index: ir.Value,
@@ -388,3 +407,35 @@ def _compress_lanes(
     builder.store(builder.add(at, _I64(1)), count)
     builder.branch(test)
     builder.position_at_end(done)
+
+
+@intrinsic
+def rank_descending(typing_context: Any, values: Any, count: Any, ranks: Any) -> Any:
+    """Ranks of the first `count` <= 16 values, the largest first, ties in order of position.
+
+    `values` holds at least 16 entries (those past `count` are read and ignored), `ranks` at
+    least 16 int32. All pairs are compared at once: a sort without a branch.
+    """
+    if not _is_vector(values, ranks) or ranks.dtype != types.int32:
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        data, _ = lanes.array(signature.args[0], args[0])
+        out, _ = lanes.array(signature.args[2], args[2])
+        mine = lanes.load(data, _I64(0))
+        rank = cgutils.alloca_once_value(builder, ir.Constant(_INDICES.type, [0] * LANES))
+        with _vectors(builder, args[1], 1) as (index, _):
+            other = broadcast(builder, builder.load(builder.gep(data, [index])))
+            earlier = builder.icmp_signed(
+                ">", _INDICES, broadcast(builder, builder.trunc(index, _I32))
+            )
+            tie = builder.and_(builder.fcmp_ordered("==", other, mine), earlier)
+            above = builder.or_(builder.fcmp_ordered(">", other, mine), tie)
+            more = builder.zext(above, _INDICES.type)
+            builder.store(builder.add(builder.load(rank), more), rank)
+        where = builder.bitcast(out, _INDICES.type.as_pointer())
+        builder.store(builder.load(rank), where, align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, ranks), codegen

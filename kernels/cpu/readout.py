@@ -1,0 +1,224 @@
+"""Read-out: the k most influential rows for every query, never the matrix of all scores.
+
+Queries are grouped by the row they share with the training examples (their user, then their
+item). A tile of scores [queries of a group] x [examples of the group] comes from one matrix
+product small enough to stay in cache; each of its rows is merged into its query's list of the
+best k. The user side goes first; on the item side a query's k-th value is the threshold that
+nearly everything fails.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .jit import kernel
+from .panels import panel_scores
+from .rows import own_influence
+from .select import merge_row, tail_quantile
+from .simd import LANES, moments, prefetch
+
+__all__ = ["TILE", "Exclusions", "Queries", "Side", "Top", "read_own", "read_side", "tile_units"]
+
+TILE = 128 * 1024
+"""Scores a tile holds (512 KiB of float32, half the second-level cache)."""
+
+_AHEAD = 6  # lists asked for in advance: queries of an item are far apart in memory
+
+
+class Side(NamedTuple):
+    """Rows of the examples of every user (or every item)."""
+
+    rows: np.ndarray  # (n * d,) packed: float32, float64 or bfloat16 in uint16
+    pointers: np.ndarray  # (n_groups + 1,) int64
+    order: np.ndarray  # (n,) integer: training index of each row, ascending in a group
+
+
+class Queries(NamedTuple):
+    """Queries sorted by group; query number `ids[s]` reads out with ``vectors[columns[s]]``."""
+
+    ids: np.ndarray  # (m,) int64
+    columns: np.ndarray  # (m,) int32
+    vectors: np.ndarray  # (n_columns, d)
+
+
+class Exclusions(NamedTuple):
+    """Rows a query must not see: ``places[starts[id] : stops[id]]``, places in the store."""
+
+    starts: np.ndarray  # (n_queries,) int64
+    stops: np.ndarray  # (n_queries,) int64
+    places: np.ndarray  # int64
+
+
+class Top(NamedTuple):
+    """Lists of the best k, by query id, changed in place."""
+
+    values: np.ndarray  # (n_queries, k), -inf where empty
+    indices: np.ndarray  # (n_queries, k) int32, -1 where empty
+    totals: np.ndarray  # (n_queries,) float64: sum of |score| over all candidates; or (0,)
+
+
+@kernel
+def tile_units(pointers, query_pointers):
+    """Cut every group's queries into tiles: (n_units, 3) of group, first and last + 1 query.
+
+    The cut depends on the group alone, so the tiles and their rounding are the same at any
+    number of threads.
+    """
+    n_groups = pointers.shape[0] - 1
+    units = np.empty((n_groups + query_pointers[n_groups] // LANES, 3), np.int64)
+    n_units = 0
+    for group in range(n_groups):
+        n = pointers[group + 1] - pointers[group]
+        height = _tile_height(n)
+        start = query_pointers[group]
+        while n > 0 and start < query_pointers[group + 1]:
+            stop = min(start + height, query_pointers[group + 1])
+            units[n_units, 0], units[n_units, 1], units[n_units, 2] = group, start, stop
+            n_units += 1
+            start = stop
+    return units[:n_units]
+
+
+@kernel
+def _stride(n):
+    return (n + LANES - 1) // LANES * LANES
+
+
+@kernel
+def _tile_height(n):
+    return max(LANES, min(1024, TILE // max(_stride(n), 1)))
+
+
+@kernel
+def _query_block(queries, start, stop, gathered):
+    """Vectors of queries ``start:stop``: a view where their columns are neighbours."""
+    first = queries.columns[start]
+    neighbours = True
+    for s in range(start, stop):
+        neighbours &= queries.columns[s] - first == s - start
+    if neighbours:
+        return queries.vectors[first : first + stop - start]
+    for s in range(start, stop):
+        gathered[s - start] = queries.vectors[queries.columns[s]]
+    return gathered
+
+
+@kernel
+def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top):
+    """Merge the scores of one side into the lists of the best k.
+
+    Parameters
+    ----------
+    sign : {1.0, -1.0}
+        -1 finds the most negative scores: the lists then hold negated values.
+    side : Side
+    queries : Queries
+    exclusions : Exclusions
+        Candidates to leave out, query by query.
+    units : (n_units, 3) int64
+        From `tile_units`; units ``first_unit:last_unit`` are done by this call.
+    top : Top
+        Changed in place; calls on different units may run at the same time.
+    """
+    k = top.values.shape[1]
+    dtype = queries.vectors.dtype
+    d = queries.vectors.shape[1]
+    longest = highest = 1
+    for unit in range(first_unit, last_unit):
+        group = units[unit, 0]
+        longest = max(longest, side.pointers[group + 1] - side.pointers[group])
+        highest = max(highest, units[unit, 2] - units[unit, 1])
+    space = np.empty(max(TILE, _stride(longest) * LANES) + LANES, dtype)
+    tile = space[(-space.ctypes.data % 64) // space.itemsize :]
+    gathered = np.empty((highest, d), dtype)
+    lists = (np.empty(k, dtype), np.empty(k, np.int32))
+    kept, values = np.empty(longest + 2 * LANES, dtype), np.empty(longest + 2 * LANES, dtype)
+    places, positions = (
+        np.empty(longest + 2 * LANES, np.int32),
+        np.empty(longest + 2 * LANES, np.int32),
+    )
+    work = (kept, places, values, positions, np.empty(LANES, np.int32), lists[0], lists[1])
+    top_values, top_indices = top.values.reshape(-1), top.indices.reshape(-1)
+    with_totals = top.totals.shape[0] > 0
+    lowest = np.finfo(dtype).min
+
+    for unit in range(first_unit, last_unit):
+        group, start, stop = units[unit, 0], units[unit, 1], units[unit, 2]
+        base = side.pointers[group]
+        n = side.pointers[group + 1] - base
+        stride = _stride(n)
+        quantile = np.float32(tail_quantile(n, k))
+        order = side.order[base : base + n]
+        block = _query_block(queries, start, stop, gathered)
+        panel_scores(side.rows, base * d, n, block, stop - start, tile, stride, sign)
+        for s in range(start, stop):
+            ahead = queries.ids[min(s + _AHEAD, stop - 1)] * k
+            prefetch(top_values, ahead)
+            prefetch(top_indices, ahead)
+            prefetch(top_values, ahead + k - 1)
+            prefetch(top_indices, ahead + k - 1)
+            query = queries.ids[s]
+            row = tile[(s - start) * stride : (s - start + 1) * stride]
+            guess = step = lowest * 0
+            full = top.values[query, k - 1] >= lowest
+            if with_totals or not full:
+                for e in range(exclusions.starts[query], exclusions.stops[query]):
+                    row[exclusions.places[e] - base] = 0
+                total, squares, absolute = moments(row)
+                if with_totals:
+                    top.totals[query] += absolute
+                if not full:
+                    mean = total / np.float32(n)
+                    variance = squares / np.float32(n) - mean * mean
+                    deviation = np.sqrt(max(variance, lowest * 0))
+                    guess = mean + deviation * quantile
+                    step = np.float32(0.3) * deviation + np.finfo(dtype).tiny
+            row[n:] = -np.inf
+            for e in range(exclusions.starts[query], exclusions.stops[query]):
+                row[exclusions.places[e] - base] = -np.inf
+            merge_row(row, n, order, k, top.values[query], top.indices[query], guess, step, work)
+
+
+@kernel
+def read_own(sign, user_side, item_side, own, item_places, vectors, users, items, top):
+    """Put the examples that are the query's own pair into its list.
+
+    Such an example moves both rows of the query; it is excluded from both sides and scored
+    here by the exact bilinear difference.
+
+    Parameters
+    ----------
+    sign : {1.0, -1.0}
+    user_side, item_side : Side
+    own : Exclusions
+        Places in user order of each query's own examples.
+    item_places : int64
+        Places in item order, parallel to ``own.places``.
+    vectors : tuple of (n_items, d), (n_users, d)
+        ``(q_i, 1)`` and ``(p_u, 1)``.
+    users, items : (n_queries,) int32
+    top : Top
+    """
+    k = top.values.shape[1]
+    work = np.empty((2, vectors[0].shape[1]), vectors[0].dtype)
+    for query in range(users.shape[0]):
+        for e in range(own.starts[query], own.stops[query]):
+            place = own.places[e]
+            u, i = users[query], items[query]
+            value = sign * own_influence(
+                user_side, item_side, u, i, place, item_places[e], vectors[0][i], vectors[1][u],
+                work,
+            )  # fmt: skip
+            index = user_side.order[place]
+            if top.totals.shape[0] > 0:
+                top.totals[query] += abs(value)
+            values, indices = top.values[query], top.indices[query]
+            at = k
+            while at > 0 and (
+                values[at - 1] < value or (values[at - 1] == value and indices[at - 1] > index)
+            ):
+                at -= 1
+            if at < k:
+                for later in range(k - 1, at, -1):
+                    values[later], indices[later] = values[later - 1], indices[later - 1]
+                values[at], indices[at] = value, index
