@@ -67,7 +67,7 @@ def read_interactions(
         return interaction_columns(names, user, item, value)
 
     with _naming(source):
-        if user is None and item is None and (parts := _saved_parts(source)) is not None:
+        if user is item is value is None and (parts := _saved_parts(source)) is not None:
             return Interactions.from_parts(parts)
         table = _read(source, choose, by_name=by_name, sep=sep, header=header, encoding="utf-8")
         return Interactions.from_arrays(*table.values(), duplicates=duplicates)

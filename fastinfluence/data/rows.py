@@ -15,7 +15,10 @@ __all__ = ["as_values", "checked_codes", "last_of_each", "repeated", "sum_of_eac
 
 def as_values(values: object, n: int) -> npt.NDArray[np.float32]:
     """Bring values to finite float32 (n,), a new array; DataError names the first bad row."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"values is not an array of numbers: {error}") from error
     if array.ndim != 1:
         raise DataError(f"values must be one-dimensional, not of shape {array.shape}")
     if len(array) != n:

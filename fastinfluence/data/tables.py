@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from fastinfluence.errors import DataError, MissingExtraError
 
 __all__ = ["Column", "interaction_columns", "positions", "table_columns"]
@@ -16,7 +14,7 @@ Column: TypeAlias = str | int
 
 
 def table_columns(table: Any) -> tuple[list[Any], Any]:
-    """Names of a table's columns, and a function from position to numpy array.
+    """Names of a table's columns, and a function from position to column (n,).
 
     Raises
     ------
@@ -27,7 +25,9 @@ def table_columns(table: Any) -> tuple[list[Any], Any]:
     """
     if isinstance(table, Mapping):
         names = list(table)
-        return names, lambda position: np.asarray(table[names[position]])
+        return names, lambda position: table[names[position]]
+    if type(table).__name__ == "LazyFrame":
+        raise DataError("a LazyFrame has no rows yet: pass its collect()")
     is_frame = hasattr(type(table), "columns") and not hasattr(type(table), "column_names")
     if is_frame and hasattr(table, "__getitem__"):  # pandas, polars: need no pyarrow
         names = list(table.columns)

@@ -216,6 +216,7 @@ def test_unknown_policy():
         ([[1]], [1], None, r"users must be one-dimensional, not of shape \(1, 1\)"),
         (1, [1], None, "users must be one-dimensional"),
         ([[1], [1, 2]], [1], None, "users is not an array of ids"),
+        ([1, 2], [1, 2], [[1], [2, 3]], "values is not an array of numbers"),
         ([1, 2], [1, 2], [[1], [2]], "values must be one-dimensional"),
         ([0, -4, -1], [1, 2, 3], None, r"users\[1\] = -4 is negative.*1 more"),
         ([0, 1], [1, -2], None, r"items\[1\] = -2 is negative"),
