@@ -7,8 +7,6 @@ best k. The user side goes first; on the item side a query's k-th value is the t
 nearly everything fails.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from .jit import kernel
@@ -17,44 +15,12 @@ from .rows import own_influence
 from .select import merge_row, tail_quantile
 from .simd import LANES, moments, prefetch
 
-__all__ = ["TILE", "Exclusions", "Queries", "Side", "Top", "read_own", "read_side", "tile_units"]
+__all__ = ["TILE", "find_pairs", "read_own", "read_side", "tile_units"]
 
 TILE = 128 * 1024
 """Scores a tile holds (512 KiB of float32, half the second-level cache)."""
 
 _AHEAD = 6  # lists asked for in advance: queries of an item are far apart in memory
-
-
-class Side(NamedTuple):
-    """Rows of the examples of every user (or every item)."""
-
-    rows: np.ndarray  # (n * d,) packed: float32, float64 or bfloat16 in uint16
-    pointers: np.ndarray  # (n_groups + 1,) int64
-    order: np.ndarray  # (n,) integer: training index of each row, ascending in a group
-
-
-class Queries(NamedTuple):
-    """Queries sorted by group; query number `ids[s]` reads out with ``vectors[columns[s]]``."""
-
-    ids: np.ndarray  # (m,) int64
-    columns: np.ndarray  # (m,) int32
-    vectors: np.ndarray  # (n_columns, d)
-
-
-class Exclusions(NamedTuple):
-    """Rows a query must not see: ``places[starts[id] : stops[id]]``, places in the store."""
-
-    starts: np.ndarray  # (n_queries,) int64
-    stops: np.ndarray  # (n_queries,) int64
-    places: np.ndarray  # int64
-
-
-class Top(NamedTuple):
-    """Lists of the best k, by query id, changed in place."""
-
-    values: np.ndarray  # (n_queries, k), -inf where empty
-    indices: np.ndarray  # (n_queries, k) int32, -1 where empty
-    totals: np.ndarray  # (n_queries,) float64: sum of |score| over all candidates; or (0,)
 
 
 @kernel
@@ -222,3 +188,28 @@ def read_own(sign, user_side, item_side, own, item_places, vectors, users, items
                 for later in range(k - 1, at, -1):
                     values[later], indices[later] = values[later - 1], indices[later - 1]
                 values[at], indices[at] = value, index
+
+
+@kernel
+def find_pairs(known_pointers, known_items, users, items):
+    """Bounds (starts, stops) of each query's own pair among the training pairs.
+
+    `known_items` are the items of the examples sorted by (user, item), bounded user by user
+    by `known_pointers`; ``starts[q] == stops[q]`` where query q was not trained on.
+    """
+    starts = np.empty(users.shape[0], np.int64)
+    stops = np.empty(users.shape[0], np.int64)
+    for query in range(users.shape[0]):
+        low, end = known_pointers[users[query]], known_pointers[users[query] + 1]
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if known_items[middle] < items[query]:
+                low = middle + 1
+            else:
+                high = middle
+        starts[query] = low
+        while low < end and known_items[low] == items[query]:
+            low += 1
+        stops[query] = low
+    return starts, stops

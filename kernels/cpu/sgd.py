@@ -14,8 +14,6 @@ Arithmetic is strict and every sum has a fixed order: a run with and without rec
 thread or many, leaves the same bits.
 """
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 
@@ -27,11 +25,6 @@ __all__ = [
     "BPR",
     "LOGISTIC",
     "SQUARED",
-    "Examples",
-    "Hyper",
-    "Record",
-    "Sampler",
-    "Tables",
     "mean_loss",
     "sgd_epoch",
     "sgd_epoch_parallel",
@@ -44,53 +37,6 @@ MAX_ATTEMPTS = 16
 
 PREFETCH_STEPS = 16
 """Record rows are asked for this many steps ahead: 59 -> 55 ns a step at k=64."""
-
-
-class Tables(NamedTuple):
-    """Parameters, or anything shaped like them (Adagrad's sums of squared gradients)."""
-
-    user_factors: np.ndarray  # (n_users, k)
-    item_factors: np.ndarray  # (n_items, k)
-    user_biases: np.ndarray  # (n_users,)
-    item_biases: np.ndarray  # (n_items,)
-
-
-class Examples(NamedTuple):
-    """Training examples in the order of their visits."""
-
-    users: np.ndarray  # (n,) int32
-    items: np.ndarray  # (n,) int32
-    values: np.ndarray  # (n,) dtype of the tables
-    weights: np.ndarray  # (n,) dtype of the tables; 0 skips the example
-    ids: np.ndarray  # (n,) int64, keys of the random draws
-
-
-class Sampler(NamedTuple):
-    """Where negatives come from: pool g serves the blocks whose item group is g."""
-
-    n_negatives: int
-    seed: int
-    pool_pointers: np.ndarray  # (n_groups + 1,) int64
-    pool: np.ndarray  # (n_items,) int32, items of group 0, group 1, ...
-    known_pointers: np.ndarray  # (n_users + 1,) int64
-    known_items: np.ndarray  # (n,) int32, ascending within a user
-
-
-class Hyper(NamedTuple):
-    """Scalars of the step, in the dtype of the tables."""
-
-    mean: float
-    learning_rate: float
-    regularization: float
-    epsilon: float  # Adagrad only
-
-
-class Record(NamedTuple):
-    """Row changes added up per example, in the order of visits (Gradient Rollback)."""
-
-    user_rows: np.ndarray  # (n, k)
-    item_rows: np.ndarray  # (n, k)
-    biases: np.ndarray  # (n, 2): user, item
 
 
 @kernel

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import sgd as oracle
 
+from fastinfluence.kernels import structures
 from fastinfluence.kernels.cpu import sgd
 from fastinfluence.kernels.cpu.sgd import BPR, LOGISTIC, SQUARED
 
@@ -20,12 +21,12 @@ TOLERANCE = {np.float32: 2e-4, np.float64: 1e-10}  # relative to the largest ent
 class Problem(NamedTuple):
     """Arguments of the kernels, and where training starts."""
 
-    tables: sgd.Tables
-    squares: sgd.Tables | None
-    examples: sgd.Examples
+    tables: structures.Tables
+    squares: structures.Tables | None
+    examples: structures.Examples
     pointers: np.ndarray
-    sampler: sgd.Sampler
-    hyper: sgd.Hyper
+    sampler: structures.Sampler
+    hyper: structures.Hyper
     loss: int
 
 
@@ -52,8 +53,10 @@ def make_problem(
     """Random examples (pairs may repeat, users and items may have none) in stratified order."""
     rng = np.random.default_rng(seed)
     shapes = [(n_users, k), (n_items, k), (n_users,), (n_items,)]
-    tables = sgd.Tables(*((rng.standard_normal(s) / np.sqrt(k)).astype(dtype) for s in shapes))
-    squares = sgd.Tables(*(np.full(s, 0.1, dtype) for s in shapes)) if adagrad else None
+    tables = structures.Tables(
+        *((rng.standard_normal(s) / np.sqrt(k)).astype(dtype) for s in shapes)
+    )
+    squares = structures.Tables(*(np.full(s, 0.1, dtype) for s in shapes)) if adagrad else None
 
     users, items = rng.integers(0, n_users, n_examples), rng.integers(0, n_items, n_examples)
     levels = [1, 2, 3.5, 5] if loss == SQUARED else [0, 1, 1]
@@ -64,7 +67,7 @@ def make_problem(
     user_groups, item_groups = (rng.integers(0, n_groups, n) for n in (n_users, n_items))
     strata = (item_groups[items] - user_groups[users]) % n_groups
     pointers, visits = grouped(strata * n_groups + user_groups[users], n_groups * n_groups)
-    examples = sgd.Examples(
+    examples = structures.Examples(
         users[visits].astype(np.int32),
         items[visits].astype(np.int32),
         values[visits].astype(dtype),
@@ -75,23 +78,25 @@ def make_problem(
     by_pair = np.lexsort((items, users))
     known_pointers = np.searchsorted(users[by_pair], np.arange(n_users + 1))
     known_items = items[by_pair].astype(np.int32)
-    sampler = sgd.Sampler(
+    sampler = structures.Sampler(
         n_negatives, seed, pool_pointers, pool.astype(np.int32), known_pointers, known_items
     )
     mean = values.mean() if loss == SQUARED and n_examples else 0.0
-    hyper = sgd.Hyper(*map(dtype, (mean, 0.05, regularization, 1e-8)))
+    hyper = structures.Hyper(*map(dtype, (mean, 0.05, regularization, 1e-8)))
     return Problem(tables, squares, examples, pointers, sampler, hyper, loss)
 
 
 def new_record(problem):
     n, k = len(problem.examples.users), problem.tables.user_factors.shape[1]
-    return sgd.Record(*(np.zeros((n, width), problem.tables[0].dtype) for width in (k, k, 2)))
+    return structures.Record(
+        *(np.zeros((n, width), problem.tables[0].dtype) for width in (k, k, 2))
+    )
 
 
 def train(problem, *, n_epochs=2, recorded=False, epoch_kernel=sgd.sgd_epoch):
     """Tables, squares, record and the losses after a few epochs from the problem's start."""
-    tables = sgd.Tables(*(a.copy() for a in problem.tables))
-    squares = problem.squares and sgd.Tables(*(a.copy() for a in problem.squares))
+    tables = structures.Tables(*(a.copy() for a in problem.tables))
+    squares = problem.squares and structures.Tables(*(a.copy() for a in problem.squares))
     record = new_record(problem) if recorded else None
     losses = [
         epoch_kernel(
@@ -277,7 +282,7 @@ def without(problem, left_out):
     keep = ~left_out
     counts = np.concatenate([[0], np.cumsum(keep)])
     return problem._replace(
-        examples=sgd.Examples(*(a[keep] for a in problem.examples)),
+        examples=structures.Examples(*(a[keep] for a in problem.examples)),
         pointers=counts[problem.pointers],
     )
 
