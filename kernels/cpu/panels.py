@@ -192,7 +192,7 @@ def decode(element):
 def _decode_for(element):
     if element != types.uint16:
         return lambda element: element
-    return lambda element: bits_to_float(np.uint32(element) << np.uint32(16))
+    return lambda element: bits_to_float(np.uint32(np.uint32(element) << 16))
 
 
 @kernel
