@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import select as oracle
+from scipy.stats import norm
+
+from fastinfluence.kernels.cpu.jit import kernel
+from fastinfluence.kernels.cpu.select import merge_row, survivors_room, tail_quantile
+from fastinfluence.kernels.cpu.simd import LANES
+
+DTYPES = [np.float32, np.float64]
+
+
+@kernel
+def merge(row, n, order, k, top_values, top_indices, guess, step):
+    dtype = row.dtype
+    work = (
+        np.empty(n + 2 * LANES, dtype),
+        np.empty(n + 2 * LANES, np.int32),
+        np.empty(n + 2 * LANES, dtype),
+        np.empty(n + 2 * LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(k, dtype),
+        np.empty(k, np.int32),
+    )
+    merge_row(row, n, order, k, top_values, top_indices, guess, step, work)
+
+
+def merged(scores, order, held, k, guess, step):
+    """Merge `scores` into the list `held` and compare with sorting everything."""
+    dtype, n = scores.dtype, len(scores)
+    row = np.full(-(-n // LANES) * LANES, -np.inf, dtype)
+    row[:n] = scores
+    values, indices = oracle.best(held, k)
+    values, indices = np.array(values, dtype), np.array(indices, np.int32)
+    merge(row, n, order, k, values, indices, dtype.type(guess), dtype.type(step))
+    expected = oracle.best([*held, *zip(scores.tolist(), order.tolist(), strict=True)], k)
+    assert values.tolist() == expected[0]
+    assert indices.tolist() == expected[1]
+
+
+SHAPES = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "ties": lambda rng, n: rng.integers(-2, 3, n),
+    "constant": lambda rng, n: np.full(n, 0.1),
+    "two levels": lambda rng, n: np.where(np.arange(n) % 7, 0.25, 1e-30),
+    "heavy tail": lambda rng, n: rng.standard_cauchy(n) ** 3,
+    "one spike": lambda rng, n: np.eye(1, n, n // 2)[0] * 1e12,
+    "zeros": lambda rng, n: np.where(rng.random(n) < 0.5, 0.0, -0.0),
+    "tiny": lambda rng, n: rng.standard_normal(n) * 1e-37,
+    "offset": lambda rng, n: 1000 + rng.standard_normal(n) * 1e-3,
+}
+
+
+@st.composite
+def merges(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = SHAPES[draw(st.sampled_from(sorted(SHAPES)))]
+    n = draw(st.sampled_from([1, 15, 16, 17, 40, 100, 300]))
+    k = draw(st.sampled_from([1, 2, 10, 16, 17, 24, 40, 120, 320]))
+    scores = shape(rng, n).astype(dtype)
+    excluded = draw(st.sampled_from([0.0, 0.1, 0.9, 1.0]))
+    scores[rng.random(n) < excluded] = -np.inf
+    n_held = draw(st.sampled_from([0, k // 2, k]))
+    numbers = rng.permutation(3 * (n + n_held))
+    order = np.sort(numbers[:n])
+    held_values = shape(rng, n_held).astype(dtype).tolist()
+    held = list(zip(held_values, numbers[n : n + n_held].tolist(), strict=True))
+    deviation = scores[np.isfinite(scores)].std() if np.isfinite(scores).any() else 1.0
+    guess = draw(st.sampled_from([-1e6, -1.0, 0.0, 1.0, 1.3, 1e6])) * deviation
+    return scores, order, held, k, guess, 0.3 * deviation + np.finfo(dtype).tiny
+
+
+@settings(deadline=None, max_examples=400)
+@given(merges())
+def test_merges_like_sorting_everything(case):
+    merged(*case)
+
+
+@pytest.mark.parametrize("n", [20, 2000])
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_rows(dtype, k, n):
+    for seed, shape in enumerate(SHAPES.values()):
+        scores = shape(np.random.default_rng(seed), n).astype(dtype)
+        guess = scores.mean() + tail_quantile(n, k) * scores.std()
+        merged(scores, np.arange(n), [], k, guess, 0.3 * scores.std() + np.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("k", [1, 10, 16, 100])
+def test_room_and_first_guess(k):
+    room = survivors_room(k)
+    assert room >= max(k, LANES)
+    for n in (1, 5, 30, 200, 5000, 10**6):
+        share = (k + room) / (2 * n)
+        expected = norm.isf(share) if share < 0.5 else 0.0
+        assert tail_quantile(n, k) == pytest.approx(expected, abs=5e-4)
