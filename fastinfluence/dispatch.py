@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,7 @@ def even_parts(work: npt.NDArray[np.floating[Any]], n_parts: int) -> list[tuple[
         return []
     goals = total[-1] * np.arange(1, n_parts) / n_parts
     bounds = np.unique(np.concatenate([[0], np.searchsorted(total, goals) + 1, [total.size]]))
-    return [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
 
 
 def run_parts(

@@ -6,7 +6,7 @@ from .jit import kernel
 from .panels import panel_scores, unpack_row
 from .simd import LANES, dot
 
-__all__ = ["own_influence", "sparse_influence"]
+__all__ = ["own_influence", "self_influence", "sparse_influence"]
 
 
 @kernel
@@ -87,3 +87,48 @@ def sparse_influence(
                 left += 1
                 right += 1
             at += 1
+
+
+@kernel
+def self_influence(
+    user_side,
+    item_side,
+    own_places,
+    item_vectors,
+    user_vectors,
+    users,
+    items,
+    examples,
+    start,
+    out,
+):
+    """Influence of examples on the scores of their own pairs: ``out[j]`` for j in `examples`.
+
+    Parameters
+    ----------
+    user_side, item_side : Side
+    own_places : tuple of (n,) int64
+        Places in user order and in item order of the examples sorted by pair.
+    item_vectors, user_vectors : (n_items, d), (n_users, d)
+    users, items : (n,) int32
+        Of the training examples.
+    examples : (m,) int64
+        Training indices: a stretch of those sorted by pair, from number `start` on.
+    start : int
+    out : (n,) float
+    """
+    work = np.empty((2, item_vectors.shape[1]), item_vectors.dtype)
+    for number in range(examples.shape[0]):
+        j = examples[number]
+        u, i = users[j], items[j]
+        out[j] = own_influence(
+            user_side,
+            item_side,
+            u,
+            i,
+            own_places[0][start + number],
+            own_places[1][start + number],
+            item_vectors[i],
+            user_vectors[u],
+            work,
+        )

@@ -1,0 +1,33 @@
+"""Explain the predictions of factorization models by the training examples that made them."""
+
+from __future__ import annotations
+
+import os as _os
+
+_here = _os.path.dirname(__file__)
+if not _os.path.isdir(_os.path.join(_here, "kernels")):
+    # A checkout that lost its symbolic link: the kernels live beside this package.
+    __path__.append(_os.path.dirname(_here))
+
+from fastinfluence import errors, functional  # noqa: E402
+from fastinfluence.attribution import Explanations, GradientRollback  # noqa: E402
+from fastinfluence.data import Interactions, datasets, read_interactions  # noqa: E402
+from fastinfluence.errors import FastInfluenceError  # noqa: E402
+from fastinfluence.models import MatrixFactorization, load  # noqa: E402
+from fastinfluence.training import Trajectory  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Explanations",
+    "FastInfluenceError",
+    "GradientRollback",
+    "Interactions",
+    "MatrixFactorization",
+    "Trajectory",
+    "datasets",
+    "errors",
+    "functional",
+    "load",
+    "read_interactions",
+]

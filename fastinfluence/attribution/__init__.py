@@ -1,0 +1,6 @@
+"""Attribution methods: one file each, one shared way to explain."""
+
+from fastinfluence.attribution.explanations import Explanations
+from fastinfluence.attribution.gradient_rollback import GradientRollback
+
+__all__ = ["Explanations", "GradientRollback"]

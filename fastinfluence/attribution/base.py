@@ -1,0 +1,370 @@
+"""What the methods with a row store share: bulk explanation, influence, self-influence."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch, readout
+from fastinfluence.attribution.explanations import Explanations
+from fastinfluence.attribution.queries import query_codes
+from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.kernels.structures import Exclusions, Top
+from fastinfluence.memory import memory_budget
+from fastinfluence.models.matrix_factorization import MatrixFactorization, scores
+from fastinfluence.progress import progress
+from fastinfluence.storage import ShardWriter
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from fastinfluence.attribution.rows import RowStore
+
+__all__ = ["RowAttribution"]
+
+Codes = npt.NDArray[np.int32]
+
+_MOST_QUERIES = 2**20  # in one batch: its lists stay well below the memory of a laptop
+
+
+class RowAttribution(ABC):
+    """Attribution by rows: every example is credited a change of its user's and item's row.
+
+    The influence of example j on the score of a query is the score with the model's rows minus
+    the score with j's changes taken back, so only examples of the query's user or item have
+    any. Axes are (n_queries, n_train); positive is a *proponent*: training on j raised the
+    score.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted.
+    n_threads : int, optional
+        All processors by default; it never changes a result.
+    device : {"auto", "cpu"}, default "auto"
+    """
+
+    name: str
+    units: Literal["effect", "rank"]
+
+    def __init__(
+        self,
+        model: MatrixFactorization,
+        *,
+        n_threads: int | None = None,
+        device: str = "auto",
+    ) -> None:
+        if not isinstance(model, MatrixFactorization):
+            raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
+        if not hasattr(model, "trajectory_"):
+            raise NotFittedError("the model is not fitted yet: call fit before explaining it")
+        dispatch.choose(device)
+        self.model = model
+        self.data = model.data_
+        self._n_threads = dispatch.thread_count(n_threads)
+        self._item_vectors = readout.with_ones(model.item_factors_)
+        self._user_vectors = readout.with_ones(model.user_factors_)
+
+    @property
+    @abstractmethod
+    def rows(self) -> RowStore:
+        """The row store the influences are read from."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+    # ---------------------------------------------------------------- explaining
+
+    def explain(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        proponents: bool = True,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Explanations:
+        """Find the k most influential training examples of every query.
+
+        Parameters
+        ----------
+        queries : sequence of (user, item) pairs, (n, 2) array, table or Interactions
+            Raw ids. A pair may have been trained on; a user or item without ratings has
+            fewer examples, or none.
+        k : int, default 10
+        proponents : bool, default True
+            The examples that raised the score most; False: those that lowered it most.
+        batch_size : int, optional
+            Queries done at a time.
+        show_progress : bool, optional
+
+        Returns
+        -------
+        Explanations
+            Lists in the order of the queries, the most influential first, ties by training
+            index.
+
+        Raises
+        ------
+        UnknownIdError
+            A user or item is not in the training data.
+        ParameterError
+            k < 1.
+
+        Notes
+        -----
+        O((d_u + d_i) * n_factors) a query, d_u and d_i the numbers of examples of its user and
+        item; memory O(n_queries * k). The n_queries x n_train matrix never exists.
+        """
+        users, items = query_codes(queries, self.data)
+        size = _check_batch(batch_size)
+        _check_k(k)
+        tops = []
+        starts = range(0, max(len(users), 1), size)
+        for start in progress(starts, description="explain", show=show_progress, unit="batch"):
+            batch = slice(start, start + size)
+            tops.append(self._top(users[batch], items[batch], k, proponents))
+        sign = 1.0 if proponents else -1.0
+        lists = [readout.sorted_scores(top, sign) for top in tops]
+        return Explanations(
+            users=users,
+            items=items,
+            prediction=self._scores(users, items),
+            train_index=readout.concatenate([indices for _, indices in lists]),
+            influence=readout.concatenate([values for values, _ in lists]),
+            total_influence=readout.concatenate([top.totals for top in tops]),
+            data=self.data,
+            method=self.name,
+            units=self.units,
+            proponents=proponents,
+        )
+
+    def explain_to(
+        self,
+        path: str | os.PathLike[str],
+        queries: Any = None,
+        k: int = 10,
+        *,
+        proponents: bool = True,
+        batch_size: int | None = None,
+        resume: bool = False,
+        show_progress: bool | None = None,
+    ) -> int:
+        """Explain any number of queries into a folder, in bounded memory.
+
+        Shards of the columns ``user``, ``item`` (codes), ``prediction``, ``train_index`` (n, k)
+        and ``influence`` (n, k) are written while the next batch is computed;
+        `fastinfluence.storage.open_shards` reads them. A killed run is continued with
+        ``resume=True``.
+
+        Parameters
+        ----------
+        path : path-like
+        queries : as for `explain`, or None for every pair of a user and an item
+        k, proponents, batch_size, show_progress
+            As for `explain`.
+        resume : bool, default False
+            Go on behind the complete shards of an earlier call with the same arguments.
+
+        Returns
+        -------
+        int
+            Number of queries explained, those of earlier calls included.
+        """
+        size = _check_batch(batch_size)
+        _check_k(k)
+        if queries is None:
+            pairs = None
+            n_queries = self.data.n_users * self.data.n_items
+        else:
+            pairs = query_codes(queries, self.data)
+            n_queries = len(pairs[0])
+        meta = {
+            "method": self.name,
+            "units": self.units,
+            "k": k,
+            "proponents": proponents,
+            "n_queries": n_queries,
+            "queries": "all pairs" if pairs is None else _fingerprint(*pairs),
+        }
+        sign = 1.0 if proponents else -1.0
+        with (
+            ShardWriter(path, meta=meta, resume=resume) as writer,
+            progress(n_queries, description="explain", show=show_progress, unit="query") as bar,
+        ):
+            bar.update(writer.rows_done)
+            for users, items in self._batches(pairs, writer.rows_done, n_queries, size):
+                top = self._top(users, items, k, proponents, totals=False)
+                influence, train_index = readout.sorted_scores(top, sign)
+                writer.append(
+                    {
+                        "user": users,
+                        "item": items,
+                        "prediction": self._scores(users, items),
+                        "train_index": train_index,
+                        "influence": influence,
+                    }
+                )
+                bar.update(len(users))
+        return n_queries
+
+    def _batches(
+        self, pairs: tuple[Codes, Codes] | None, start: int, stop: int, size: int
+    ) -> Iterator[tuple[Codes, Codes]]:
+        """Codes of queries ``start:stop``, in batches; all pairs go user by user."""
+        n_items = self.data.n_items
+        while start < stop:
+            end = min(start + size, stop)
+            if pairs is not None:
+                yield pairs[0][start:end], pairs[1][start:end]
+            else:
+                if size >= n_items:  # whole users: their tiles need no gathering
+                    end = min((start // n_items + size // n_items) * n_items, stop)
+                numbers = np.arange(start, end)
+                users, items = np.divmod(numbers, n_items)
+                yield users.astype(np.int32), items.astype(np.int32)
+            start = end
+
+    def _top(
+        self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool = True
+    ) -> Top:
+        """Lists of the best k of a batch; values are negated for opponents."""
+        store, kernels = self.rows, dispatch.kernels("readout")
+        sign = 1.0 if proponents else -1.0
+        starts, stops = kernels.find_pairs(
+            self.data.by_user.pointers, store.known_items, users, items
+        )
+        top = readout.start_lists(len(users), k, self._item_vectors.dtype, totals=totals)
+        for side, groups, columns, vectors, places in (
+            (store.user_side, users, items, self._item_vectors, store.own_places[0]),
+            (store.item_side, items, users, self._user_vectors, store.own_places[1]),
+        ):
+            own = Exclusions(starts, stops, places)
+            readout.read_side(
+                side, groups, columns, vectors, own, top, sign=sign, n_threads=self._n_threads
+            )
+        kernels.read_own(
+            self._item_vectors.dtype.type(sign),
+            store.user_side,
+            store.item_side,
+            Exclusions(starts, stops, store.own_places[0]),
+            store.own_places[1],
+            (self._item_vectors, self._user_vectors),
+            users,
+            items,
+            top,
+        )
+        return top
+
+    def _scores(self, users: Codes, items: Codes) -> npt.NDArray[Any]:
+        return scores(self.model.trajectory_.end.tables, self.model.global_mean_, users, items)
+
+    # ---------------------------------------------------------------- influence
+
+    def influence(
+        self, queries: Any, *, dense: bool = False
+    ) -> csr_array | npt.NDArray[np.floating[Any]]:
+        """Influence (n_queries, n_train) of every training example on every query.
+
+        Parameters
+        ----------
+        queries : as for `explain`
+        dense : bool, default False
+            Return an array; otherwise a `scipy.sparse.csr_array` of the examples that share
+            the user or the item of the query, in ascending order.
+
+        Raises
+        ------
+        ParameterError
+            The result would not fit the memory budget (a quarter of RAM): use `explain`.
+        """
+        import scipy.sparse
+
+        users, items = query_codes(queries, self.data)
+        store, dtype = self.rows, self._item_vectors.dtype
+        starts, stops = dispatch.kernels("readout").find_pairs(
+            self.data.by_user.pointers, store.known_items, users, items
+        )
+        degrees = np.diff(self.data.by_user.pointers)[users]
+        degrees = degrees + np.diff(self.data.by_item.pointers)[items] - (stops - starts)
+        pointers = np.concatenate([[0], np.cumsum(degrees)])
+        cells = len(users) * len(self.data) if dense else int(pointers[-1])
+        needed = cells * (dtype.itemsize + (0 if dense else 4))
+        if needed > memory_budget():
+            raise ParameterError(
+                f"the influence of {len(users):,} queries takes {needed / 2**30:.1f} GiB, more "
+                f"than the budget of {memory_budget() / 2**30:.1f} GiB: ask for fewer queries"
+                + (", dense=False," if dense else "")
+                + " or use explain, which keeps only the k most influential"
+            )
+        indices, values = np.empty(pointers[-1], np.int32), np.empty(pointers[-1], dtype)
+
+        def part(start: int, stop: int) -> None:
+            dispatch.kernels("rows").sparse_influence(
+                store.user_side,
+                store.item_side,
+                self._item_vectors,
+                self._user_vectors,
+                users[start:stop],
+                items[start:stop],
+                pointers[start : stop + 1],
+                indices,
+                values,
+            )
+
+        parts = dispatch.even_parts(degrees + 1.0, 4 * self._n_threads)
+        dispatch.run_parts(part, parts, self._n_threads)
+        shape = (len(users), len(self.data))
+        matrix = scipy.sparse.csr_array((values, indices, pointers), shape=shape)
+        return matrix.toarray() if dense else matrix
+
+    def self_influence(self) -> npt.NDArray[np.floating[Any]]:
+        """Influence (n_train,) of every training example on the score of its own pair.
+
+        Large values mark examples the model would not predict without them: outliers and
+        errors stand at the top.
+        """
+        store, dtype = self.rows, self._item_vectors.dtype
+        result = np.empty(len(self.data), dtype)
+
+        def part(start: int, stop: int) -> None:
+            dispatch.kernels("rows").self_influence(
+                store.user_side,
+                store.item_side,
+                store.own_places,
+                self._item_vectors,
+                self._user_vectors,
+                self.data.users,
+                self.data.items,
+                self.data.by_pair[start:stop],
+                start,
+                result,
+            )
+
+        work = np.ones(len(self.data))
+        dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
+        return result
+
+
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ParameterError(f"k must be an integer >= 1, not {k!r}")
+
+
+def _check_batch(batch_size: int | None) -> int:
+    if batch_size is None:
+        return _MOST_QUERIES
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ParameterError(f"batch_size must be an integer >= 1, not {batch_size!r}")
+    return batch_size
+
+
+def _fingerprint(users: Codes, items: Codes) -> int:
+    import zlib
+
+    return zlib.crc32(items.tobytes(), zlib.crc32(users.tobytes()))

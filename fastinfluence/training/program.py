@@ -1,0 +1,216 @@
+"""Training as a deterministic program: the same data, weights and recipe give the same bits."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.errors import DataError
+from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
+from fastinfluence.training.recipe import Recipe
+from fastinfluence.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from fastinfluence.data import Interactions
+
+__all__ = ["Program", "State", "check_weights"]
+
+
+class State(NamedTuple):
+    """All that training changes: the parameters and, for Adagrad, its sums of squares."""
+
+    tables: Tables
+    squares: Tables | None
+
+    def copy(self) -> State:
+        """Copy every array."""
+        copies = [None if t is None else Tables(*(a.copy() for a in t)) for t in self]
+        return State(*copies)  # type: ignore[arg-type]
+
+    def same_bits(self, other: State) -> bool:
+        """Whether both hold the same numbers to the last bit."""
+        return all(
+            (mine is None) == (its is None)
+            and (mine is None or its is None or _same_arrays(mine, its))
+            for mine, its in zip(self, other, strict=True)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return sum(array.nbytes for tables in self if tables is not None for array in tables)
+
+
+def _same_arrays(mine: Tables, its: Tables) -> bool:
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(mine, its, strict=True)
+    )
+
+
+def check_weights(sample_weight: object, n: int) -> npt.NDArray[np.float64]:
+    """Weights (n,) of the examples: ones for None; finite and >= 0, not all 0."""
+    if sample_weight is None:
+        return np.ones(n)
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (n,):
+        raise DataError(
+            f"sample_weight has shape {weights.shape}; one weight for each of the {n:,} "
+            "examples is needed"
+        )
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"sample_weight must be finite and >= 0, but row {row} is {weights[row]} "
+            f"({int(bad.sum())} such rows)"
+        )
+    if not weights.any():
+        raise DataError("every sample_weight is 0: nothing is left to train on")
+    return weights
+
+
+class Program:
+    """One training run, ready to start: data in the order of visits and every constant.
+
+    Weights change neither the order nor anybody's negatives; an example of weight 0 is left
+    out as if it had never been there, except that it still counts as known when negatives are
+    drawn, and in the mean rating.
+
+    Parameters
+    ----------
+    data : Interactions
+    weights : (n,) float64
+    recipe : Recipe
+    """
+
+    def __init__(
+        self, data: Interactions, weights: npt.NDArray[np.float64], recipe: Recipe
+    ) -> None:
+        _check_values(data, recipe)
+        self.data, self.weights, self.recipe = data, weights, recipe
+        self.dtype = np.dtype(recipe.dtype)
+        self.schedule = Schedule.build(data, recipe.seed)
+        self.examples = self._in_order(data, self.schedule.order, weights)
+        self.mean = float(np.mean(data.values, dtype=np.float64)) if self._squared else 0.0
+        self.sampler = Sampler(
+            recipe.n_negatives or 0,
+            recipe.seed & (2**63 - 1),
+            self.schedule.pool_pointers,
+            self.schedule.pool,
+            data.by_user.pointers,
+            data.items[data.by_pair],
+        )
+
+    @property
+    def _squared(self) -> bool:
+        return self.recipe.loss == "squared"
+
+    def _in_order(
+        self, data: Interactions, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
+    ) -> Examples:
+        return Examples(
+            data.users[order],
+            data.items[order],
+            data.values[order].astype(self.dtype),
+            weights[order].astype(self.dtype),
+            order,
+        )
+
+    def reweighted(self, weights: npt.NDArray[np.float64]) -> Program:
+        """Return the same program with other weights (n,)."""
+        other = copy.copy(self)
+        other.weights = weights
+        in_order = weights[self.schedule.order].astype(self.dtype)
+        other.examples = self.examples._replace(weights=in_order)
+        return other
+
+    def start(self) -> State:
+        """Fresh parameters: normal factors of deviation ``init_scale``, zero biases."""
+        recipe, dtype = self.recipe, self.dtype
+        # Another stream than the one that shuffles: same seed, one jump ahead.
+        generator = np.random.Generator(np.random.PCG64(recipe.seed).jumped())
+        shapes = ((self.data.n_users, recipe.n_factors), (self.data.n_items, recipe.n_factors))
+        factors = [
+            generator.standard_normal(shape, dtype=dtype) * dtype.type(recipe.init_scale)
+            for shape in shapes
+        ]
+        tables = Tables(*factors, *(np.zeros(shape[0], dtype) for shape in shapes))
+        squares = Tables(*map(np.zeros_like, tables)) if recipe.optimizer == "adagrad" else None
+        return State(tables, squares)
+
+    def new_record(self) -> Record:
+        """Room for the row changes of every example, in the order of visits."""
+        shape = (len(self.data), self.recipe.n_factors)
+        return Record(
+            np.zeros(shape, self.dtype),
+            np.zeros(shape, self.dtype),
+            np.zeros((len(self.data), 2), self.dtype),
+        )
+
+    def _hyper(self, epoch: int) -> Hyper:
+        recipe = self.recipe
+        numbers = (self.mean, recipe.rate(epoch), recipe.regularization, recipe.epsilon)
+        return Hyper(*map(self.dtype.type, numbers))
+
+    def run_epoch(
+        self, state: State, epoch: int, *, record: Record | None = None, n_threads: int = 1
+    ) -> float:
+        """Run one epoch in place; the mean loss of its steps, each before its update."""
+        sgd = dispatch.kernels("sgd")
+        arguments = (
+            *state,
+            self.examples,
+            self.schedule.pointers,
+            self.sampler,
+            self._hyper(epoch),
+            self.recipe.loss_code,
+            epoch,
+            record,
+        )
+        if n_threads == 1 or self.schedule.n_groups == 1:
+            total = sgd.sgd_epoch(*arguments)
+        else:
+            total = _run_parallel(sgd.sgd_epoch_parallel, arguments, n_threads)
+        return float(total / self.weights.sum())
+
+    def validation_loss(self, state: State, validation: Interactions) -> float:
+        """Mean loss on other examples over the same ids, their negatives always the same."""
+        order = np.arange(len(validation))
+        examples = self._in_order(validation, order, np.ones(len(validation)))
+        sgd = dispatch.kernels("sgd")
+        hyper = self._hyper(0)
+        return float(
+            sgd.mean_loss(state.tables, examples, self.sampler, hyper, self.recipe.loss_code)
+        )
+
+
+def _run_parallel(function: Any, arguments: tuple[Any, ...], n_threads: int) -> Any:
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        return function(*arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+def _check_values(data: Interactions, recipe: Recipe) -> None:
+    if recipe.loss == "squared":
+        return
+    wrong = (data.values != 1) & (data.values != 0)
+    if recipe.loss == "bpr":
+        wrong |= data.values == 0
+    if wrong.any():
+        row = int(wrong.argmax())
+        allowed = "0 or 1" if recipe.loss == "logistic" else "1 (every row is a positive)"
+        raise DataError(
+            f"loss={recipe.loss!r} needs values of {allowed}, but row {row} has "
+            f"{data.values[row]:g} ({int(wrong.sum()):,} such rows): binarise the values, drop "
+            "them, or use loss='squared'"
+        )

@@ -1,0 +1,97 @@
+"""Running a program to its end: epochs, checkpoints, early stopping, progress."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastinfluence.errors import FastInfluenceError
+from fastinfluence.progress import progress
+from fastinfluence.training.program import Program, State
+from fastinfluence.training.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from fastinfluence.data import Interactions
+
+__all__ = ["train"]
+
+
+def train(
+    program: Program,
+    *,
+    validation: Interactions | None = None,
+    patience: int | None = None,
+    record: bool = False,
+    memory_budget: int,
+    n_threads: int = 1,
+    show_progress: bool | None = None,
+) -> Trajectory:
+    """Run all epochs and keep what is needed to run them again.
+
+    Parameters
+    ----------
+    program : Program
+    validation : Interactions, optional
+        Over the same ids; its loss is measured after every epoch.
+    patience : int, optional
+        Stop after so many epochs without a better validation loss; the run then ends at the
+        best epoch, as if it had been asked for.
+    record : bool
+        Add up every example's row changes on the way (Gradient Rollback).
+    memory_budget : int
+        Bytes the checkpoints may take; the first and last are kept in any case.
+    n_threads : int
+    show_progress : bool, optional
+    """
+    state = program.start()
+    n_epochs = program.recipe.n_epochs
+    stride = _checkpoint_stride(state, n_epochs, memory_budget)
+    rows = program.new_record() if record else None
+    checkpoints = {0: state.copy()}
+    losses: list[float] = []
+    validation_losses: list[float] = []
+    best, best_epoch = np.inf, 0
+    with progress(n_epochs, description="training", show=show_progress, unit="epoch") as bar:
+        for epoch in range(n_epochs):
+            losses.append(program.run_epoch(state, epoch, record=rows, n_threads=n_threads))
+            done = epoch + 1
+            _check_finite(losses[-1], state, done, program)
+            shown = {"loss": f"{losses[-1]:.4f}"}
+            if validation is not None:
+                validation_losses.append(program.validation_loss(state, validation))
+                shown["validation"] = f"{validation_losses[-1]:.4f}"
+            bar.set_postfix(shown)
+            bar.update()
+            better = patience is not None and validation_losses[-1] < best
+            if better:
+                if best_epoch % stride:
+                    del checkpoints[best_epoch]
+                best, best_epoch = validation_losses[-1], done
+            if better or done % stride == 0 or done == n_epochs:
+                checkpoints[done] = state.copy()
+            if patience is not None and done - best_epoch >= patience:
+                break
+    if patience is not None and best_epoch < len(losses):
+        # Cut the run at its best epoch; what was recorded later is rebuilt when asked for.
+        losses, rows = losses[:best_epoch], None
+        checkpoints = {e: c for e, c in checkpoints.items() if e <= best_epoch}
+    return Trajectory(program, checkpoints, losses, validation_losses, rows)
+
+
+def _checkpoint_stride(state: State, n_epochs: int, memory_budget: int) -> int:
+    """Epochs between checkpoints: 1, 2, 4, ... until they fit."""
+    stride = 1
+    while stride < n_epochs and (n_epochs // stride + 1) * state.nbytes > memory_budget:
+        stride *= 2
+    return stride
+
+
+def _check_finite(loss: float, state: State, epoch: int, program: Program) -> None:
+    if np.isfinite(loss) and all(np.isfinite(table).all() for table in state.tables):
+        return
+    raise FastInfluenceError(
+        f"training diverged in epoch {epoch} (loss {loss}): lower learning_rate "
+        f"(now {program.recipe.learning_rate:g}) or raise regularization "
+        f"(now {program.recipe.regularization:g})"
+    )

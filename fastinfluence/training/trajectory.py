@@ -1,0 +1,149 @@
+"""What training leaves behind: enough to run it again, bit for bit, with any weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence.errors import ReplayMismatch
+from fastinfluence.kernels.structures import Record, Tables
+from fastinfluence.progress import progress
+from fastinfluence.training.program import Program, State, check_weights
+
+if TYPE_CHECKING:
+    from fastinfluence.data import Interactions
+    from fastinfluence.training.recipe import Recipe
+
+__all__ = ["Trajectory"]
+
+
+class Trajectory:
+    """The path of one training run.
+
+    Attributes
+    ----------
+    program : Program
+        Data, weights, recipe and schedule: everything that determines the run.
+    checkpoints : dict of int to State
+        Parameters after so many epochs; always holds 0 and `n_epochs`.
+    losses : list of float
+        Mean training loss of every epoch.
+    validation_losses : list of float
+        Mean loss on the validation set after every epoch; empty without one.
+    record : Record or None
+        Row changes of every example, if training recorded them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        checkpoints: dict[int, State],
+        losses: list[float],
+        validation_losses: list[float],
+        record: Record | None = None,
+    ) -> None:
+        self.program = program
+        self.checkpoints = checkpoints
+        self.losses = losses
+        self.validation_losses = validation_losses
+        self.record = record
+
+    @property
+    def data(self) -> Interactions:
+        """Training data."""
+        return self.program.data
+
+    @property
+    def recipe(self) -> Recipe:
+        """Hyper-parameters."""
+        return self.program.recipe
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that lead to the parameters (fewer than asked for after an early stop)."""
+        return len(self.losses)
+
+    @property
+    def end(self) -> State:
+        """Where training ended."""
+        return self.checkpoints[self.n_epochs]
+
+    def replay(self, *, n_threads: int = 1, show_progress: bool | None = None) -> Record:
+        """Train again from the first checkpoint and record every example's row changes.
+
+        Returns
+        -------
+        Record
+            The same bits that recording during `fit` gives.
+
+        Raises
+        ------
+        ReplayMismatch
+            The run did not end in the parameters of the last checkpoint.
+        """
+        record = self.program.new_record()
+        state = self.checkpoints[0].copy()
+        for epoch in progress(range(self.n_epochs), description="replay", show=show_progress):
+            self.program.run_epoch(state, epoch, record=record, n_threads=n_threads)
+        self._check(state)
+        return record
+
+    def verify(self, *, n_threads: int = 1) -> None:
+        """Train again and compare: raises ReplayMismatch unless every bit is the same."""
+        state = self.checkpoints[0].copy()
+        for epoch in range(self.n_epochs):
+            self.program.run_epoch(state, epoch, n_threads=n_threads)
+        self._check(state)
+
+    def _check(self, state: State) -> None:
+        if not state.same_bits(self.end):
+            differences = [
+                float(np.abs(mine - its).max())
+                for mine, its in zip(state.tables, self.end.tables, strict=True)
+            ]
+            raise ReplayMismatch(
+                "replaying the training run did not give the same parameters (largest "
+                f"difference {max(differences):.3g}): the data, the parameters or the "
+                "checkpoints have been changed since, or the run was made on a processor whose "
+                "arithmetic differs; train again to explain this model"
+            )
+
+    def retrain(
+        self, *, without: object = (), sample_weight: object = None, n_threads: int = 1
+    ) -> Tables:
+        """Train again from the same start with other weights: the truth about an explanation.
+
+        Order, negatives and every other random choice of the remaining examples stay the same.
+
+        Parameters
+        ----------
+        without : sequence of int
+            Training indices to leave out.
+        sample_weight : (n,) float, optional
+            Weights to use instead of those of the run.
+        n_threads : int
+
+        Returns
+        -------
+        Tables
+            Parameters after `n_epochs` epochs.
+        """
+        weights = self.program.weights
+        if sample_weight is not None:
+            weights = check_weights(sample_weight, len(self.data))
+        weights = weights.copy()
+        weights[np.asarray(without, dtype=np.int64)] = 0
+        program = self.program.reweighted(check_weights(weights, len(self.data)))
+        state = self.checkpoints[0].copy()
+        for epoch in range(self.n_epochs):
+            program.run_epoch(state, epoch, n_threads=n_threads)
+        return state.tables
+
+    def visits(self) -> npt.NDArray[np.int64]:
+        """(n,) int64: the visit of every training example, the inverse of the order."""
+        order = self.program.schedule.order
+        visits = np.empty_like(order)
+        visits[order] = np.arange(len(order))
+        return visits
