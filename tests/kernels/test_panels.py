@@ -95,6 +95,7 @@ def scores(packed_rows, offset, n, queries, sign):
     stride = -(-n // LANES) * LANES
     tile = np.full(len(queries) * stride + 2 * LANES, np.nan, queries.dtype)
     inner = tile[LANES:-LANES]
+    sign = queries.dtype.type(sign)
     panel_scores(packed_rows, offset, n, queries, len(queries), inner, stride, sign)
     assert np.isnan(tile[:LANES]).all()
     assert np.isnan(tile[-LANES:]).all()
@@ -111,20 +112,20 @@ def unpacked(packed_rows, pointers, group, width, dtype):
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("n", [1, 7, 15, 16, 17, 31, 32, 33, 48, 70])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 33, 70])
 def test_scores_have_the_bits_of_a_sum_in_order(n, store):
-    sizes, width = [3, n, 5], 6
+    sizes, width = [3, n, 5], 4
     rows = make_rows(n, sizes, width - 1, store)
     pointers = rows[3]
     data = packed(*rows, store)
     data.flags.writeable = False
     group = unpacked(data, pointers, 1, width, rows[0].dtype)
     queries = np.random.default_rng(n).standard_normal((15, width)).astype(rows[0].dtype)
-    for sign in (queries.dtype.type(1), queries.dtype.type(-1)):
-        expected = oracle.panel_scores(group, queries, sign)
+    expected = oracle.panel_scores(group, queries)
+    for sign in (1, -1):
         for n_queries in (1, 2, 3, 7, 8, 15):
             got = scores(data, pointers[1] * width, n, queries[:n_queries], sign)
-            np.testing.assert_array_equal(got, expected[:n_queries])
+            np.testing.assert_array_equal(got, sign * expected[:n_queries])
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -134,7 +135,7 @@ def test_scores_of_every_width(width, store):
     data = packed(*rows, store)
     group = unpacked(data, rows[3], 0, width, rows[0].dtype)
     queries = np.random.default_rng(0).standard_normal((9, width)).astype(rows[0].dtype)
-    got = scores(data, 0, 40, queries, queries.dtype.type(1))
+    got = scores(data, 0, 40, queries, 1)
     exact = queries.astype(float) @ group.astype(float).T
     bound = (width + 2) * np.finfo(queries.dtype).eps * (np.abs(queries) @ np.abs(group).T)
     assert (np.abs(got - exact) <= bound).all()

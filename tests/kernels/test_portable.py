@@ -12,10 +12,11 @@ import pytest
 from fastinfluence.kernels.cpu import simd
 
 PORTABLE = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,+bmi2,+popcnt"}
-FILES = ["test_simd.py"]
+FILES = ["test_simd.py", "test_panels.py", "test_select.py", "test_rows.py", "test_readout.py"]
 
 
 @pytest.mark.skipif(not simd.HAS_AVX512, reason="this process already takes the portable path")
+@pytest.mark.skipif(bool(os.environ.get("NUMBA_BOUNDSCHECK")), reason="nothing vectors would check")
 def test_kernels_without_avx512():
     here = Path(__file__).parent
     script = (

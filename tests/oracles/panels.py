@@ -42,8 +42,8 @@ def pack_rows(factors, biases, sources, pointers, dtype):
     return np.array(packed, dtype)
 
 
-def panel_scores(rows, queries, sign):
-    """``sign * queries @ rows.T`` of unpacked rows, each score summed in order by fma."""
+def panel_scores(rows, queries):
+    """``queries @ rows.T`` of unpacked rows, each score summed in order by fma."""
     dtype = queries.dtype.type
     scores = np.zeros((len(queries), len(rows)), dtype)
     for q, query in enumerate(queries):
@@ -51,5 +51,5 @@ def panel_scores(rows, queries, sign):
             total = dtype(0)
             for x, y in zip(row, query, strict=True):
                 total = fma(dtype(x), y, total)
-            scores[q, j] = sign * total
+            scores[q, j] = total
     return scores

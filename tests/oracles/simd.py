@@ -12,10 +12,18 @@ LANES = 16
 
 def rounded(exact, dtype):
     """The number of `dtype` nearest to a fraction, ties to the even one."""
-    near = dtype(float(exact))  # for float32 rounded twice: the answer may be a neighbour
-    around = [np.nextafter(near, dtype(-np.inf)), near, np.nextafter(near, dtype(np.inf))]
+    value = float(exact)
+    near = dtype(value)
+    other = np.nextafter(near, dtype(np.inf if value > near else -np.inf))
+    if abs(value - float(near)) < abs(value - float(other)):
+        return near
+    # Halfway between two float32 after rounding to float64: the fraction itself decides.
     bits = {np.float32: np.int32, np.float64: np.int64}[dtype]
-    return min(around, key=lambda z: (abs(Fraction(float(z)) - exact), int(z.view(bits)) & 1))
+
+    def distance(z):
+        return abs(Fraction(float(z)) - exact), int(z.view(bits)) & 1
+
+    return min(near, other, key=distance)
 
 
 def fma(x, y, z):

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from influence_cases import STORES, cases, make_case
+from oracles import rows as oracle
+
+from fastinfluence.kernels.cpu.rows import own_influence, sparse_influence
+
+
+def assert_sparse_like_oracle(case):
+    pointers, expected_indices, expected_values = oracle.sparse(case.influence)
+    indices = np.full(pointers[-1], -1, np.int32)
+    values = np.full(pointers[-1], np.nan, case.user_vectors.dtype)
+    sparse_influence(
+        case.user_side,
+        case.item_side,
+        case.item_vectors,
+        case.user_vectors,
+        case.query_users,
+        case.query_items,
+        np.array(pointers, np.int64),
+        indices,
+        values,
+    )
+    assert indices.tolist() == expected_indices
+    scale = max(1.0, np.abs(expected_values).max(initial=0))
+    tolerance = 40 * float(np.finfo(values.dtype).eps) * scale
+    np.testing.assert_allclose(values, expected_values, rtol=0, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_whole_rows_of_the_influence_matrix(case):
+    assert_sparse_like_oracle(case)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 64, 200])
+def test_rows_of_every_width(k, store):
+    assert_sparse_like_oracle(make_case(k=k, store=store, n_train=70))
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_own_pair_takes_both_rows_back(store):
+    case = make_case(n_users=2, n_items=2, n_train=30, n_queries=12, store=store, kind="whole")
+    work = np.zeros((2, case.user_vectors.shape[1]), case.user_vectors.dtype)
+    n_checked = 0
+    for n, (start, stop) in enumerate(case.own_bounds):
+        u, i = case.query_users[n], case.query_items[n]
+        for e in range(start, stop):
+            place = case.own_places[e]
+            got = own_influence(
+                case.user_side,
+                case.item_side,
+                u,
+                i,
+                place,
+                case.own_item_places[e],
+                case.item_vectors[i],
+                case.user_vectors[u],
+                work,
+            )
+            assert got == case.influence[n, case.user_side.order[place]]
+            n_checked += 1
+    assert n_checked > 10
