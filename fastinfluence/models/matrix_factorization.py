@@ -365,4 +365,5 @@ def _known_items(data: Interactions) -> npt.NDArray[np.int64]:
     new[1:] = items[1:] != items[:-1]
     new[pointers[:-1][np.diff(pointers) > 0]] = True
     before = np.concatenate([[0], np.cumsum(new)])
-    return before[pointers[1:]] - before[pointers[:-1]]
+    counts: npt.NDArray[np.int64] = before[pointers[1:]] - before[pointers[:-1]]
+    return counts
