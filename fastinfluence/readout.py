@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,14 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.kernels.structures import Exclusions, Queries, Side, Top
 
-__all__ = ["none_excluded", "pack_side", "read_side", "start_lists", "with_ones"]
+__all__ = [
+    "in_sign_of_scores",
+    "none_excluded",
+    "pack_side",
+    "read_side",
+    "start_lists",
+    "with_ones",
+]
 
 Array = npt.NDArray[Any]
 
@@ -124,17 +130,10 @@ def read_side(
     dispatch.run_parts(part, dispatch.even_parts(work, n_threads * _PARTS_PER_THREAD), n_threads)
 
 
-def sorted_scores(top: Top, sign: float) -> tuple[Array, npt.NDArray[np.int32]]:
-    """The lists as (values, indices), in the sign of the scores and NaN where empty."""
-    values = top.values
-    empty = top.indices[:, -1] < 0
-    if empty.any():
-        values[top.indices < 0] = np.nan
+def in_sign_of_scores(top: Top, sign: float) -> Top:
+    """Finish lists: NaN where empty, and scores as they were before `sign`; in place."""
+    if (top.indices[:, -1] < 0).any():
+        top.values[top.indices < 0] = np.nan
     if sign < 0:
-        np.negative(values, out=values)
-    return values, top.indices
-
-
-def concatenate(parts: Sequence[Array]) -> Array:
-    """Join batches; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        np.negative(top.values, out=top.values)
+    return top

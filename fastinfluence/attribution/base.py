@@ -14,7 +14,7 @@ from fastinfluence import dispatch, readout
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.queries import query_codes
 from fastinfluence.errors import NotFittedError, ParameterError
-from fastinfluence.kernels.structures import Exclusions, Top
+from fastinfluence.kernels.structures import Top
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.matrix_factorization import MatrixFactorization, scores
 from fastinfluence.progress import progress
@@ -129,15 +129,15 @@ class RowAttribution(ABC):
         for start in progress(starts, description="explain", show=show_progress, unit="batch"):
             batch = slice(start, start + size)
             tops.append(self._top(users[batch], items[batch], k, proponents))
-        sign = 1.0 if proponents else -1.0
-        lists = [readout.sorted_scores(top, sign) for top in tops]
+        # A single batch, the usual case, is not copied.
+        top = tops[0] if len(tops) == 1 else Top(*map(np.concatenate, zip(*tops, strict=True)))
         return Explanations(
             users=users,
             items=items,
             prediction=self._scores(users, items),
-            train_index=readout.concatenate([indices for _, indices in lists]),
-            influence=readout.concatenate([values for values, _ in lists]),
-            total_influence=readout.concatenate([top.totals for top in tops]),
+            train_index=top.indices,
+            influence=top.values,
+            total_influence=top.totals,
             data=self.data,
             method=self.name,
             units=self.units,
@@ -192,7 +192,6 @@ class RowAttribution(ABC):
             "n_queries": n_queries,
             "queries": "all pairs" if pairs is None else _fingerprint(*pairs),
         }
-        sign = 1.0 if proponents else -1.0
         with (
             ShardWriter(path, meta=meta, resume=resume) as writer,
             progress(n_queries, description="explain", show=show_progress, unit="query") as bar,
@@ -200,14 +199,13 @@ class RowAttribution(ABC):
             bar.update(writer.rows_done)
             for users, items in self._batches(pairs, writer.rows_done, n_queries, size):
                 top = self._top(users, items, k, proponents, totals=False)
-                influence, train_index = readout.sorted_scores(top, sign)
                 writer.append(
                     {
                         "user": users,
                         "item": items,
                         "prediction": self._scores(users, items),
-                        "train_index": train_index,
-                        "influence": influence,
+                        "train_index": top.indices,
+                        "influence": top.values,
                     }
                 )
                 bar.update(len(users))
@@ -233,33 +231,16 @@ class RowAttribution(ABC):
     def _top(
         self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool = True
     ) -> Top:
-        """Lists of the best k of a batch; values are negated for opponents."""
-        store, kernels = self.rows, dispatch.kernels("readout")
-        sign = 1.0 if proponents else -1.0
-        starts, stops = kernels.find_pairs(
-            self.data.by_user.pointers, store.known_items, users, items
-        )
-        top = readout.start_lists(len(users), k, self._item_vectors.dtype, totals=totals)
-        for side, groups, columns, vectors, places in (
-            (store.user_side, users, items, self._item_vectors, store.own_places[0]),
-            (store.item_side, items, users, self._user_vectors, store.own_places[1]),
-        ):
-            own = Exclusions(starts, stops, places)
-            readout.read_side(
-                side, groups, columns, vectors, own, top, sign=sign, n_threads=self._n_threads
-            )
-        kernels.read_own(
-            self._item_vectors.dtype.type(sign),
-            store.user_side,
-            store.item_side,
-            Exclusions(starts, stops, store.own_places[0]),
-            store.own_places[1],
-            (self._item_vectors, self._user_vectors),
+        return self.rows.top(
+            self._item_vectors,
+            self._user_vectors,
             users,
             items,
-            top,
+            k,
+            proponents=proponents,
+            totals=totals,
+            n_threads=self._n_threads,
         )
-        return top
 
     def _scores(self, users: Codes, items: Codes) -> npt.NDArray[Any]:
         return scores(self.model.trajectory_.end.tables, self.model.global_mean_, users, items)
@@ -287,9 +268,7 @@ class RowAttribution(ABC):
 
         users, items = query_codes(queries, self.data)
         store, dtype = self.rows, self._item_vectors.dtype
-        starts, stops = dispatch.kernels("readout").find_pairs(
-            self.data.by_user.pointers, store.known_items, users, items
-        )
+        starts, stops = store.find_pairs(users, items)
         degrees = np.diff(self.data.by_user.pointers)[users]
         degrees = degrees + np.diff(self.data.by_item.pointers)[items] - (stops - starts)
         pointers = np.concatenate([[0], np.cumsum(degrees)])
@@ -341,7 +320,7 @@ class RowAttribution(ABC):
                 self._user_vectors,
                 self.data.users,
                 self.data.items,
-                self.data.by_pair[start:stop],
+                store.by_pair[start:stop],
                 start,
                 result,
             )

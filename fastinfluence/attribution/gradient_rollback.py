@@ -106,6 +106,7 @@ class GradientRollback(RowAttribution):
         path: str | os.PathLike[str] | None,
         show_progress: bool | None,
     ) -> RowStore:
+        orders = (self.data.by_user, self.data.by_item)
         meta: dict[str, Any] = {}
         if path is not None:
             meta = {
@@ -114,17 +115,17 @@ class GradientRollback(RowAttribution):
                 "dtype": dtype or trajectory.recipe.dtype,
             }
             if Path(path).exists():
-                return RowStore.open(path, self.data, meta=meta)
+                return RowStore.open(path, *orders, meta=meta)
         record = trajectory.record
         if record is None:
             record = trajectory.replay(n_threads=self._n_threads, show_progress=show_progress)
         store = RowStore.build(
-            record, trajectory.visits(), self.data, dtype=dtype, n_threads=self._n_threads
+            record, trajectory.visits(), *orders, dtype=dtype, n_threads=self._n_threads
         )
         if path is None:
             return store
         store.save(path, meta=meta)
-        return RowStore.open(path, self.data, meta=meta)
+        return RowStore.open(path, *orders, meta=meta)
 
 
 def _fingerprint(trajectory: Trajectory) -> int:

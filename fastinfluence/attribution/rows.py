@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence import readout
+from fastinfluence import dispatch, readout
 from fastinfluence.errors import ParameterError, RunDirectoryError
-from fastinfluence.kernels.structures import Record, Side
+from fastinfluence.kernels.structures import Exclusions, Record, Side, Top
 from fastinfluence.storage import read_run, write_run
 
 if TYPE_CHECKING:
     import os
 
-    from fastinfluence.data import Interactions
-
 __all__ = ["ROW_DTYPES", "RowStore"]
 
 KIND = "row-store"
 ROW_DTYPES = ("float32", "float64", "bfloat16")
+
+Array = npt.NDArray[Any]
+Codes = npt.NDArray[np.int32]
+Grouping = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,10 @@ class RowStore:
 
     Attributes
     ----------
-    data : Interactions
     user_side, item_side : Side
         Rows of width ``n_factors + 1`` (bias last) in user order and in item order.
     """
 
-    data: Interactions
     user_side: Side
     item_side: Side
 
@@ -45,7 +45,8 @@ class RowStore:
         cls,
         record: Record,
         visits: npt.NDArray[np.int64],
-        data: Interactions,
+        by_user: Grouping,
+        by_item: Grouping,
         *,
         dtype: str | None = None,
         n_threads: int = 1,
@@ -55,10 +56,11 @@ class RowStore:
         Parameters
         ----------
         record : Record
-            In the order of visits.
+            In any order of the examples.
         visits : (n,) int64
-            Visit of every training example.
-        data : Interactions
+            Place of every training example in the record.
+        by_user, by_item : (pointers, order)
+            Training indices grouped by user and by item, ascending in a group.
         dtype : {None, "float32", "float64", "bfloat16"}
             Of the stored rows; None keeps that of the record.
         n_threads : int
@@ -69,16 +71,21 @@ class RowStore:
             )
         if dtype == "bfloat16" and record.user_rows.dtype != np.float32:
             raise ParameterError("bfloat16 rows need a model of dtype float32")
-        sides = [
-            readout.pack_side(
-                rows, record.biases[:, column], visits[group.order], *group,
-                dtype=dtype, n_threads=n_threads,
+        sides = []
+        for column, (rows, (pointers, order)) in enumerate(
+            ((record.user_rows, by_user), (record.item_rows, by_item))
+        ):
+            side = readout.pack_side(
+                rows,
+                record.biases[:, column],
+                visits[order],
+                pointers,
+                order,
+                dtype=dtype,
+                n_threads=n_threads,
             )
-            for column, (rows, group) in enumerate(
-                ((record.user_rows, data.by_user), (record.item_rows, data.by_item))
-            )
-        ]  # fmt: skip
-        return cls(data, *sides)
+            sides.append(side)
+        return cls(*sides)
 
     @property
     def dtype(self) -> str:
@@ -91,21 +98,96 @@ class RowStore:
         """Size of the rows."""
         return self.user_side.rows.nbytes + self.item_side.rows.nbytes
 
+    # ---------------------------------------------------------------- examples by pair
+
+    @cached_property
+    def by_pair(self) -> npt.NDArray[np.int64]:
+        """Training indices (n,) sorted by (user, item, index)."""
+        n_users = len(self.user_side.pointers) - 1
+        users = _group_of(self.user_side)
+        order: npt.NDArray[np.int64]
+        _, order = dispatch.kernels("grouping").count_sort(users, n_users, self.item_side.order)
+        return order
+
+    @cached_property
+    def known_items(self) -> Codes:
+        """Items (n,) of the examples sorted by pair."""
+        return _group_of(self.item_side)[self.by_pair]
+
     @cached_property
     def own_places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Places (in user order, in item order) of the examples sorted by pair, each (n,)."""
         places = []
         for side in (self.user_side, self.item_side):
-            place = np.empty(len(self.data), np.int64)
-            place[side.order] = np.arange(len(self.data))
-            places.append(place[self.data.by_pair])
+            place = np.empty(len(side.order), np.int64)
+            place[side.order] = np.arange(len(side.order))
+            places.append(place[self.by_pair])
         return places[0], places[1]
 
-    @cached_property
-    def known_items(self) -> npt.NDArray[np.int32]:
-        """Items (n,) of the examples sorted by pair."""
-        known: npt.NDArray[np.int32] = self.data.items[self.data.by_pair]
-        return known
+    def find_pairs(self, users: Codes, items: Codes) -> tuple[Array, Array]:
+        """Bounds (starts, stops) of each query's own pair among the examples sorted by pair."""
+        kernels = dispatch.kernels("readout")
+        starts, stops = kernels.find_pairs(self.user_side.pointers, self.known_items, users, items)
+        return starts, stops
+
+    # ---------------------------------------------------------------- reading out
+
+    def top(
+        self,
+        item_vectors: Array,
+        user_vectors: Array,
+        users: Codes,
+        items: Codes,
+        k: int,
+        *,
+        proponents: bool = True,
+        totals: bool = True,
+        n_threads: int = 1,
+    ) -> Top:
+        """Find the k most influential examples of every query.
+
+        Parameters
+        ----------
+        item_vectors, user_vectors : (n_items, d), (n_users, d)
+            ``(q_i, 1)`` and ``(p_u, 1)``.
+        users, items : (n_queries,) int32
+        k : int
+        proponents : bool
+            The most positive influences, or the most negative.
+        totals : bool
+            Also add up the absolute influence of all candidates.
+        n_threads : int
+
+        Returns
+        -------
+        Top
+            Values (n_queries, k), NaN where there are fewer examples, indices, totals.
+        """
+        sign = 1.0 if proponents else -1.0
+        starts, stops = self.find_pairs(users, items)
+        top = readout.start_lists(len(users), k, item_vectors.dtype, totals=totals)
+        for side, groups, columns, vectors, places in (
+            (self.user_side, users, items, item_vectors, self.own_places[0]),
+            (self.item_side, items, users, user_vectors, self.own_places[1]),
+        ):
+            own = Exclusions(starts, stops, places)
+            readout.read_side(
+                side, groups, columns, vectors, own, top, sign=sign, n_threads=n_threads
+            )
+        dispatch.kernels("readout").read_own(
+            item_vectors.dtype.type(sign),
+            self.user_side,
+            self.item_side,
+            Exclusions(starts, stops, self.own_places[0]),
+            self.own_places[1],
+            (item_vectors, user_vectors),
+            users,
+            items,
+            top,
+        )
+        return readout.in_sign_of_scores(top, sign)
+
+    # ---------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike[str], *, meta: dict[str, Any]) -> None:
         """Write the rows as a run directory of their own."""
@@ -114,7 +196,12 @@ class RowStore:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], data: Interactions, *, meta: dict[str, Any]
+        cls,
+        path: str | os.PathLike[str],
+        by_user: Grouping,
+        by_item: Grouping,
+        *,
+        meta: dict[str, Any],
     ) -> RowStore:
         """Map the rows at `path`, which must have been saved with the same `meta`."""
         run = read_run(path, kind=KIND, mmap=True)
@@ -124,8 +211,12 @@ class RowStore:
                 f"the rows in {run.path} belong to another model or were stored otherwise "
                 f"({stored}, not {meta}): give another path, or remove that folder"
             )
-        return cls(
-            data,
-            Side(run.arrays["user_rows"], *data.by_user),
-            Side(run.arrays["item_rows"], *data.by_item),
-        )
+        return cls(Side(run.arrays["user_rows"], *by_user), Side(run.arrays["item_rows"], *by_item))
+
+
+def _group_of(side: Side) -> Codes:
+    """Group (n,) of every training example."""
+    groups = np.empty(len(side.order), np.int32)
+    numbers = np.arange(len(side.pointers) - 1, dtype=np.int32)
+    groups[side.order] = np.repeat(numbers, np.diff(side.pointers))
+    return groups
