@@ -28,7 +28,16 @@ from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
 from fastinfluence.training.recipe import LOSSES
 
-__all__ = ["Influences", "Record", "RowStore", "explain_mf", "new_rows", "pack_mf", "rollback_mf", "sgd_mf"]  # fmt: skip
+__all__ = [
+    "Influences",
+    "Record",
+    "RowStore",
+    "explain_mf",
+    "new_rows",
+    "pack_mf",
+    "rollback_mf",
+    "sgd_mf",
+]
 
 Array = npt.NDArray[Any]
 
