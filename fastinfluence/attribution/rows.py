@@ -163,6 +163,13 @@ class RowStore:
         Top
             Values (n_queries, k), NaN where there are fewer examples, indices, totals.
         """
+        if self.dtype not in (item_vectors.dtype.name, "bfloat16") or (
+            self.dtype == "bfloat16" and item_vectors.dtype != np.float32
+        ):
+            raise ParameterError(
+                f"rows of {self.dtype} cannot be multiplied with {item_vectors.dtype} factors: "
+                "store the rows in the dtype of the factors, or as bfloat16 beside float32"
+            )
         sign = 1.0 if proponents else -1.0
         starts, stops = self.find_pairs(users, items)
         top = readout.start_lists(len(users), k, item_vectors.dtype, totals=totals)
