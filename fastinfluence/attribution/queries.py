@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.data import Interactions
+from fastinfluence.data.tables import interaction_columns, table_columns
 from fastinfluence.errors import DataError
 
 __all__ = ["query_codes"]
@@ -23,7 +24,7 @@ def query_codes(queries: Any, data: Interactions) -> tuple[Codes, Codes]:
     ----------
     queries : sequence of (user, item) pairs, (n, 2) array, table or Interactions
         Raw ids as in the training data. A table (pandas, polars, Arrow, mapping of columns)
-        has columns ``user`` and ``item``, or exactly two columns in that order.
+        has columns ``user`` and ``item``, or just two or three (the third is not read).
 
     Raises
     ------
@@ -36,11 +37,16 @@ def query_codes(queries: Any, data: Interactions) -> tuple[Codes, Codes]:
         users: Any = queries.user_ids[queries.users]
         items: Any = queries.item_ids[queries.items]
     elif _is_table(queries):
-        named = Interactions.from_table(queries, **_columns(queries), duplicates="keep")
-        users, items = named.user_ids[named.users], named.item_ids[named.items]
+        names, column_at = table_columns(queries)
+        named = {"user", "item"} <= set(names)
+        user, item = ("user", "item") if named else (None, None)
+        users, items = map(column_at, interaction_columns(names, user, item, None)[:2])
     else:
         users, items = _pairs(queries)
-    return data.user_index(users), data.item_index(items)
+    user_codes, item_codes = data.user_index(users), data.item_index(items)
+    if len(user_codes) != len(item_codes):
+        raise DataError(f"the queries have {len(user_codes):,} users but {len(item_codes):,} items")
+    return user_codes, item_codes
 
 
 def _is_table(queries: Any) -> bool:
@@ -49,26 +55,20 @@ def _is_table(queries: Any) -> bool:
     )  # fmt: skip
 
 
-def _columns(table: Any) -> dict[str, str]:
-    names = list(table) if isinstance(table, Mapping) else list(getattr(table, "column_names", []))
-    names = names or [str(name) for name in getattr(table, "columns", [])]
-    return {"user": "user", "item": "item"} if {"user", "item"} <= set(names) else {}
-
-
 def _pairs(queries: Any) -> tuple[Any, Any]:
     if isinstance(queries, np.ndarray):
         if queries.ndim != 2 or queries.shape[1] != 2:
             raise DataError(f"an array of queries has the shape (n, 2), not {queries.shape}")
         return queries[:, 0], queries[:, 1]
-    try:
-        pairs = [tuple(pair) for pair in queries]
-    except TypeError:
-        pairs = []
-    if pairs and all(len(pair) == 2 for pair in pairs) and not isinstance(queries[0], str):
-        return [user for user, _ in pairs], [item for _, item in pairs]
-    if isinstance(queries, list | tuple) and not queries:
-        return [], []
+    if isinstance(queries, Iterable) and not isinstance(queries, str):
+        pairs = list(queries)  # zip(users, items) can be gone through only once
+        if all(_is_pair(pair) for pair in pairs):
+            return [user for user, _ in pairs], [item for _, item in pairs]
     raise DataError(
         "queries are a sequence of (user, item) pairs, an (n, 2) array, a table with columns "
         f"'user' and 'item', or Interactions; not {type(queries).__name__} {queries!r:.60}"
     )
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, Sequence | np.ndarray) and not isinstance(pair, str) and len(pair) == 2
