@@ -187,7 +187,9 @@ class RowAttribution(ABC):
         meta = {
             "method": self.name,
             "units": self.units,
-            "k": k,
+            "model": self.model.trajectory_.fingerprint(),
+            "row_dtype": self.rows.dtype,
+            "k": int(k),
             "proponents": proponents,
             "n_queries": n_queries,
             "queries": "all pairs" if pairs is None else _fingerprint(*pairs),

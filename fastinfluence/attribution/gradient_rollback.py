@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,8 @@ class GradientRollback(RowAttribution):
         example a step and neither momentum nor Adam the two are one and the same number, so
         for SGD and Adagrad both are read from the same rows.
     row_dtype : {None, "float32", "float64", "bfloat16"}
-        Of the stored rows: that of the model, or bfloat16 for half the memory (three decimal
-        digits).
+        Of the stored rows: that of the model (the default), or for a float32 model bfloat16,
+        which takes half the memory (three decimal digits).
     path : path-like, optional
         Folder for the rows, which are then memory-mapped; rows of the same model found there
         are used as they are.
@@ -106,13 +105,20 @@ class GradientRollback(RowAttribution):
         path: str | os.PathLike[str] | None,
         show_progress: bool | None,
     ) -> RowStore:
+        own = trajectory.recipe.dtype
+        allowed = ("float32", "bfloat16") if own == "float32" else (own,)
+        if dtype is not None and dtype not in allowed:
+            raise ParameterError(
+                f"row_dtype={dtype!r}: the rows of a {own} model are stored as "
+                f"{' or '.join(allowed)}"
+            )
         orders = (self.data.by_user, self.data.by_item)
         meta: dict[str, Any] = {}
         if path is not None:
             meta = {
                 "method": self.name,
-                "model": _fingerprint(trajectory),
-                "dtype": dtype or trajectory.recipe.dtype,
+                "model": trajectory.fingerprint(),
+                "dtype": dtype or own,
             }
             if Path(path).exists():
                 return RowStore.open(path, *orders, meta=meta)
@@ -126,11 +132,3 @@ class GradientRollback(RowAttribution):
             return store
         store.save(path, meta=meta)
         return RowStore.open(path, *orders, meta=meta)
-
-
-def _fingerprint(trajectory: Trajectory) -> int:
-    """Checksum of the parameters at the end of training."""
-    checksum = 0
-    for table in trajectory.end.tables:
-        checksum = zlib.crc32(table.tobytes(), checksum)
-    return checksum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastinfluence.kernels.structures import Exclusions
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.base import save_trajectory
 from fastinfluence.training import Program, Recipe, train
-from fastinfluence.training.program import check_weights
+from fastinfluence.training.program import check_values, check_weights
 from fastinfluence.training.recipe import seed_of
 
 if TYPE_CHECKING:
@@ -185,10 +186,11 @@ class MatrixFactorization:
             )
         if record not in (None, "rollback"):
             raise ParameterError(f"record must be None or 'rollback', not {record!r}")
-        self._check_validation(data, validation)
+        recipe = self._recipe()
+        self._check_validation(data, validation, recipe)
         weights = check_weights(sample_weight, len(data))
         trajectory = train(
-            Program(data, weights, self._recipe()),
+            Program(data, weights, recipe),
             validation=validation,
             patience=self.early_stopping,
             record=record == "rollback",
@@ -202,17 +204,22 @@ class MatrixFactorization:
         names = [n for n in self.get_params() if n not in ("early_stopping", "rng", "n_threads")]
         return Recipe(**{n: getattr(self, n) for n in names}, seed=seed_of(self.rng))
 
-    def _check_validation(self, data: Interactions, validation: Interactions | None) -> None:
-        if self.early_stopping is not None:
+    def _check_validation(
+        self, data: Interactions, validation: Interactions | None, recipe: Recipe
+    ) -> None:
+        patience = self.early_stopping
+        if patience is not None:
+            if isinstance(patience, bool) or not isinstance(patience, Integral) or patience < 1:
+                raise ParameterError(
+                    f"early_stopping must be a number of epochs >= 1, not {patience!r}"
+                )
             if validation is None:
                 raise ParameterError("early_stopping needs a validation set: fit(..., validation=)")
-            if self.early_stopping < 1:
-                raise ParameterError(
-                    f"early_stopping must be a number of epochs >= 1, not {self.early_stopping}"
-                )
-        if validation is not None and (
-            validation.user_map is not data.user_map or validation.item_map is not data.item_map
-        ):
+        if validation is None:
+            return
+        if not isinstance(validation, Interactions):
+            raise DataError(f"validation must be an Interactions, not {type(validation).__name__}")
+        if validation.user_map is not data.user_map or validation.item_map is not data.item_map:
             same = np.array_equal(validation.user_ids, data.user_ids) and np.array_equal(
                 validation.item_ids, data.item_ids
             )
@@ -221,6 +228,7 @@ class MatrixFactorization:
                     "validation has other ids than the training data: make both with "
                     "Interactions.split, or give from_arrays the same user_ids and item_ids"
                 )
+        check_values(validation, recipe, "validation set")
 
     def _take(self, trajectory: Trajectory) -> MatrixFactorization:
         """Become the model at the end of a trajectory."""
@@ -316,6 +324,9 @@ class MatrixFactorization:
         """
         self._tables()
         parameters = self.get_params() | {"rng": self.trajectory_.recipe.seed}
+        for name, value in parameters.items():
+            if isinstance(value, np.generic):
+                parameters[name] = value.item()
         save_trajectory(path, self.trajectory_, parameters, overwrite)
 
     def _tables(self) -> Tables:
@@ -353,7 +364,7 @@ def _check_k(k: int, users: npt.NDArray[np.int32], data: Interactions, exclude: 
         worst = int(left.argmin())
         raise ParameterError(
             f"k={k} is more than the {left[worst]} items left for user "
-            f"{data.user_ids[users[worst]]!r}"
+            f"{data.user_ids[users[worst]].item()!r}"
             + (" beside the known ones: lower k or pass exclude_known=False" if exclude else "")
         )
 

@@ -17,7 +17,7 @@ from fastinfluence.training.schedule import Schedule
 if TYPE_CHECKING:
     from fastinfluence.data import Interactions
 
-__all__ = ["Program", "State", "check_weights"]
+__all__ = ["Program", "State", "check_values", "check_weights"]
 
 
 class State(NamedTuple):
@@ -56,7 +56,10 @@ def check_weights(sample_weight: object, n: int) -> npt.NDArray[np.float64]:
     """Weights (n,) of the examples: ones for None; finite and >= 0, not all 0."""
     if sample_weight is None:
         return np.ones(n)
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    try:
+        weights = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample_weight must be numbers: {error}") from error
     if weights.shape != (n,):
         raise DataError(
             f"sample_weight has shape {weights.shape}; one weight for each of the {n:,} "
@@ -91,7 +94,7 @@ class Program:
     def __init__(
         self, data: Interactions, weights: npt.NDArray[np.float64], recipe: Recipe
     ) -> None:
-        _check_values(data, recipe)
+        check_values(data, recipe)
         self.data, self.weights, self.recipe = data, weights, recipe
         self.dtype = np.dtype(recipe.dtype)
         self.schedule = Schedule.build(data, recipe.seed)
@@ -200,7 +203,8 @@ def _run_parallel(function: Any, arguments: tuple[Any, ...], n_threads: int) -> 
         numba.set_num_threads(before)
 
 
-def _check_values(data: Interactions, recipe: Recipe) -> None:
+def check_values(data: Interactions, recipe: Recipe, name: str = "data") -> None:
+    """Raise DataError unless the values of `data` are ones the loss can be measured on."""
     if recipe.loss == "squared":
         return
     wrong = (data.values != 1) & (data.values != 0)
@@ -210,7 +214,7 @@ def _check_values(data: Interactions, recipe: Recipe) -> None:
         row = int(wrong.argmax())
         allowed = "0 or 1" if recipe.loss == "logistic" else "1 (every row is a positive)"
         raise DataError(
-            f"loss={recipe.loss!r} needs values of {allowed}, but row {row} has "
+            f"loss={recipe.loss!r} needs values of {allowed}, but row {row} of the {name} has "
             f"{data.values[row]:g} ({int(wrong.sum()):,} such rows): binarise the values, drop "
             "them, or use loss='squared'"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.errors import ReplayMismatch
+from fastinfluence.errors import DataError, ReplayMismatch
 from fastinfluence.kernels.structures import Record, Tables
 from fastinfluence.progress import progress
 from fastinfluence.training.program import Program, State, check_weights
@@ -70,6 +71,13 @@ class Trajectory:
         """Where training ended."""
         return self.checkpoints[self.n_epochs]
 
+    def fingerprint(self) -> int:
+        """Checksum of the parameters: tells the models apart that files were made from."""
+        checksum = 0
+        for table in self.end.tables:
+            checksum = zlib.crc32(table.tobytes(), checksum)
+        return checksum
+
     def replay(self, *, n_threads: int = 1, show_progress: bool | None = None) -> Record:
         """Train again from the first checkpoint and record every example's row changes.
 
@@ -129,12 +137,18 @@ class Trajectory:
         -------
         Tables
             Parameters after `n_epochs` epochs.
+
+        Raises
+        ------
+        DataError
+            An index outside the data (-1 marks an empty place of an explanation), weights
+            that do not fit, or nothing left to train on.
         """
         weights = self.program.weights
         if sample_weight is not None:
             weights = check_weights(sample_weight, len(self.data))
         weights = weights.copy()
-        weights[np.asarray(without, dtype=np.int64)] = 0
+        weights[_training_indices(without, len(self.data))] = 0
         program = self.program.reweighted(check_weights(weights, len(self.data)))
         state = self.checkpoints[0].copy()
         for epoch in range(self.n_epochs):
@@ -147,3 +161,18 @@ class Trajectory:
         visits = np.empty_like(order)
         visits[order] = np.arange(len(order))
         return visits
+
+
+def _training_indices(without: object, n: int) -> npt.NDArray[np.int64]:
+    indices = np.asarray(without)
+    if indices.size == 0:
+        return np.zeros(0, np.int64)
+    if indices.dtype.kind not in "iu":
+        raise DataError(f"without takes training indices, not {indices.dtype}")
+    bad = (indices < 0) | (indices >= n)
+    if bad.any():
+        raise DataError(
+            f"without holds {indices[bad][0]}, which is no training index: they go from 0 to "
+            f"{n - 1:,}"
+        )
+    return indices.astype(np.int64)
