@@ -28,7 +28,7 @@ _MOST_GROUPS = 64
 def group_count(n_examples: int, n_users: int, n_items: int) -> int:
     """Groups to cut users and items into: a power of two that grows with the data.
 
-    Blocks then hold a thousand examples or more: 1 group below 5,000 examples (a stratum
+    Blocks then hold a thousand examples or more: 1 group below 4,000 examples (a stratum
     would be shorter than the barrier behind it), 8 at 100,000, 16 at a million.
     """
     groups = 1
