@@ -1,0 +1,55 @@
+"""Small data sets with a structure planted in them, for the tests of whole models."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastinfluence import Interactions
+
+LOSSES = ["squared", "logistic", "bpr"]
+OPTIMIZERS = ["sgd", "adagrad"]
+
+
+def pairs(n_users, n_items, n, rng):
+    """Distinct random pairs, in random order."""
+    cells = rng.choice(n_users * n_items, n, replace=False)
+    return np.divmod(cells, n_items)
+
+
+def ratings(n_users=12, n_items=9, n=60, seed=0, **keywords):
+    """Ratings from 1 to 5: planted factors and biases, and noise."""
+    rng = np.random.default_rng(seed)
+    users, items = pairs(n_users, n_items, n, rng)
+    p, q = rng.standard_normal((n_users, 3)), rng.standard_normal((n_items, 3))
+    b, c = rng.standard_normal(n_users) / 2, rng.standard_normal(n_items) / 2
+    scores = 3 + b[users] + c[items] + 0.6 * (p[users] * q[items]).sum(1)
+    values = np.clip(np.rint(scores + rng.standard_normal(n) / 2), 1, 5)
+    maps = {"user_ids": np.arange(n_users), "item_ids": np.arange(n_items)}
+    return Interactions.from_arrays(users, items, values, **(maps | keywords))
+
+
+def positives(n_users=12, n_items=20, n=60, seed=0, zeros=False):
+    """Implicit feedback; with `zeros` a third of the rows are negatives."""
+    rng = np.random.default_rng(seed)
+    users, items = pairs(n_users, n_items, n, rng)
+    values = (rng.random(n) < 2 / 3).astype(float) if zeros else None
+    return Interactions.from_arrays(
+        users, items, values, user_ids=np.arange(n_users), item_ids=np.arange(n_items)
+    )
+
+
+def data_for(loss, **keywords):
+    """A set of the right kind; ``logistic`` gets zeros among its values."""
+    if loss == "squared":
+        return ratings(**keywords)
+    return positives(zeros=loss == "logistic", **keywords)
+
+
+def same_bits(a, b):
+    """Whether two arrays are the same to the last bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def same_tables(mine, other):
+    """Whether two sets of tables are the same to the last bit."""
+    return all(same_bits(a, b) for a, b in zip(mine, other, strict=True))
