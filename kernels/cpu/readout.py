@@ -97,13 +97,9 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
     space = np.empty(max(TILE, _stride(longest) * LANES) + LANES, dtype)
     tile = space[(-space.ctypes.data % 64) // space.itemsize :]
     gathered = np.empty((highest, d), dtype)
-    lists = (np.empty(k, dtype), np.empty(k, np.int32))
-    kept, values = np.empty(longest + 2 * LANES, dtype), np.empty(longest + 2 * LANES, dtype)
-    places, positions = (
-        np.empty(longest + 2 * LANES, np.int32),
-        np.empty(longest + 2 * LANES, np.int32),
-    )
-    work = (kept, places, values, positions, np.empty(LANES, np.int32), lists[0], lists[1])
+    kept, places = np.empty(longest + 2 * LANES, dtype), np.empty(longest + 2 * LANES, np.int32)
+    values, indices = np.empty(3 * LANES, dtype), np.empty(3 * LANES, np.int32)
+    ranks, top_ranks = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
     top_values, top_indices = top.values.reshape(-1), top.indices.reshape(-1)
     with_totals = top.totals.shape[0] > 0
     lowest = np.finfo(dtype).min
@@ -114,7 +110,7 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
         n = side.pointers[group + 1] - base
         stride = _stride(n)
         quantile = np.float32(tail_quantile(n, k))
-        order = side.order[base : base + n]
+        share = np.float32(1 / n)
         block = _query_block(queries, start, stop, gathered)
         panel_scores(side.rows, base * d, n, block, stop - start, tile, stride, sign)
         for s in range(start, stop):
@@ -124,25 +120,29 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
             prefetch(top_values, ahead + k - 1)
             prefetch(top_indices, ahead + k - 1)
             query = queries.ids[s]
-            row = tile[(s - start) * stride : (s - start + 1) * stride]
+            at, first, last = query * k, (s - start) * stride, (s - start + 1) * stride
+            excluded, stop_excluded = exclusions.starts[query], exclusions.stops[query]
             guess = step = lowest * 0
-            full = top.values[query, k - 1] >= lowest
+            full = top_values[at + k - 1] >= lowest
             if with_totals or not full:
-                for e in range(exclusions.starts[query], exclusions.stops[query]):
-                    row[exclusions.places[e] - base] = 0
-                total, squares, absolute = moments(row)
+                for e in range(excluded, stop_excluded):
+                    tile[first + exclusions.places[e] - base] = 0
+                total, squares, absolute = moments(tile, first, last)
                 if with_totals:
                     top.totals[query] += absolute
                 if not full:
-                    mean = total / np.float32(n)
-                    variance = squares / np.float32(n) - mean * mean
-                    deviation = np.sqrt(max(variance, lowest * 0))
+                    mean = total * share
+                    deviation = np.sqrt(max(squares * share - mean * mean, lowest * 0))
                     guess = mean + deviation * quantile
                     step = np.float32(0.3) * deviation + np.finfo(dtype).tiny
-            row[n:] = -np.inf
-            for e in range(exclusions.starts[query], exclusions.stops[query]):
-                row[exclusions.places[e] - base] = -np.inf
-            merge_row(row, n, order, k, top.values[query], top.indices[query], guess, step, work)
+            for j in range(first + n, last):
+                tile[j] = -np.inf
+            for e in range(excluded, stop_excluded):
+                tile[first + exclusions.places[e] - base] = -np.inf
+            merge_row(
+                tile, first, last, n, side.order, base, top_values, top_indices, at, k, guess,
+                step, kept, places, values, indices, ranks, top_ranks,
+            )  # fmt: skip
 
 
 @kernel

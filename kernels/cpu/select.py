@@ -9,7 +9,7 @@ moved.
 import numpy as np
 
 from .jit import kernel
-from .simd import LANES, compress_at_least, count_at_least, rank_descending
+from .simd import LANES, compress_at_least, count_at_least, rank_merged
 
 __all__ = ["merge_row", "survivors_room", "tail_quantile"]
 
@@ -32,34 +32,34 @@ def tail_quantile(n, k):
 
 
 @kernel(forceinline=True)
-def _raise_threshold(row, low, count, k, room, guess, step):
+def _raise_threshold(tile, start, stop, low, count, k, room, guess, step):
     """A threshold that k to `room` entries reach; with many ties `room` may be passed.
 
     The logarithm of the count falls almost linearly in the tail of a row of scores, so two
     counts place the third guess (a plain bisection needs three times the passes).
     """
-    known = low > np.finfo(row.dtype).min
-    target = np.float32(np.log(np.float32(0.5) * np.float32(k + room)))
-    high, high_log = guess, np.float32(0)
-    low_log = np.float32(np.log(np.float32(count)))
+    half = np.float32(0.5)
+    known = low > np.finfo(tile.dtype).min
     bounded = False
+    high, beyond = guess, count
     for attempt in range(40):
-        reached = count_at_least(row, guess)
-        reached_log = np.float32(np.log(np.float32(reached) + np.float32(0.5)))
+        reached = count_at_least(tile, start, stop, guess)
         if reached >= k:
+            low, count, known = guess, reached, True
             if reached <= room:
-                return guess, reached
-            low, low_log, count, known = guess, reached_log, reached, True
+                break
         else:
-            high, high_log, bounded = guess, reached_log, True
+            high, beyond, bounded = guess, reached, True
         if not bounded:
             guess += step
         elif not known:
             guess -= step
         else:
-            share = (low_log - target) / (low_log - high_log)
-            if attempt > 4:  # ties or a strange tail: halve
-                share = np.float32(0.5)
+            share = half  # attempt > 4: ties or a strange tail
+            if attempt <= 4:
+                upper = np.log(np.float32(count))
+                wanted = upper - np.log(half * np.float32(k + room))
+                share = wanted / (upper - np.log(np.float32(beyond) + half))
             guess = low + (high - low) * min(max(share, np.float32(0.05)), np.float32(0.95))
             if guess <= low or guess >= high:  # nothing between them: ties
                 break
@@ -68,78 +68,85 @@ def _raise_threshold(row, low, count, k, room, guess, step):
 
 
 @kernel
-def _sort_many(kept, places, count, order, values, indices):
+def _merge_many(kept, indices, count, top_values, top_indices, at, k):
+    """Merge any number of unsorted entries, rising in index, into a list of any length."""
     falling = np.argsort(-kept[:count], kind="mergesort")
-    for e in range(count):
-        values[e] = kept[falling[e]]
-        indices[e] = order[places[falling[e]]]
+    old_values = top_values[at : at + k].copy()
+    old_indices = top_indices[at : at + k].copy()
+    mine = theirs = 0
+    for e in range(k):
+        take = False
+        if theirs < count:
+            new, index = kept[falling[theirs]], indices[falling[theirs]]
+            old = old_values[mine]
+            take = new > old or (new == old and index < old_indices[mine])
+        if take:
+            top_values[at + e], top_indices[at + e] = new, index
+            theirs += 1
+        else:
+            top_values[at + e], top_indices[at + e] = old_values[mine], old_indices[mine]
+            mine += 1
 
 
 @kernel(forceinline=True)
-def merge_row(row, n, order, k, top_values, top_indices, guess, step, work):
+def merge_row(
+    tile, start, stop, n, order, base, top_values, top_indices, at, k, guess, step,
+    kept, places, values, indices, ranks, top_ranks,
+):  # fmt: skip
     """Merge the entries of a row of scores into a sorted list of the best k.
 
     Parameters
     ----------
-    row : (m,) float
-        Scores; entries past `n` are -inf up to a multiple of 16, entries to ignore too.
+    tile : (size,) float
+        The row is ``tile[start:stop]``, whole vectors; entries past `n`, and entries to
+        ignore, are -inf.
     n : int
         Number of candidates.
-    order : (n,) integer
-        Index of each candidate, ascending (ties are broken by it).
-    k : int
-    top_values : (k,) float
-        The list so far, falling, empty places -inf at the end; changed in place.
-    top_indices : (k,) int32
-        Its indices, empty places -1; changed in place.
+    order : integer
+        ``order[base + c]`` is the index of candidate c, ascending in c; ties break by it.
+    top_values : float
+        The list so far is ``top_values[at : at + k]``, falling, empty places -inf at the end;
+        changed in place.
+    top_indices : int32
+        Its indices, likewise, empty places -1; changed in place.
     guess, step : float
         First threshold and first correction, used when the list is not yet full.
-    work : tuple of arrays
-        Scratch: kept, places, values, indices with room for n + 32 entries (float, int32,
-        float, int32), ranks (16,) int32, new_values and new_indices (k,).
+    kept, places : float, int32
+        Scratch with room for n + 32 entries.
+    values, indices : (48,) float, int32
+        Scratch.
+    ranks, top_ranks : (16,) int32
+        Scratch.
     """
-    kept, places, values, indices, ranks, new_values, new_indices = work
-    lowest = np.finfo(row.dtype).min
+    lowest = np.finfo(tile.dtype).min
     room = survivors_room(k)
-    threshold = top_values[k - 1]
+    threshold = top_values[at + k - 1]
     if threshold >= lowest:  # a full list: only what beats or ties its last entry counts
-        count = count_at_least(row, threshold)
+        count = count_at_least(tile, start, stop, threshold)
         if count == 0:
             return
         if count > room:
-            rise = abs(threshold) * np.float32(0.25) + np.finfo(row.dtype).tiny
+            rise = abs(threshold) * np.float32(0.25) + np.finfo(tile.dtype).tiny
             threshold, count = _raise_threshold(
-                row, threshold, count, k, room, threshold + rise, rise
+                tile, start, stop, threshold, count, k, room, threshold + rise, rise
             )
     else:
         threshold, count = lowest, n
         if n > room:
-            threshold, count = _raise_threshold(row, lowest, n, k, room, guess, step)
-    count = compress_at_least(row, threshold, kept, places)
-    if count <= LANES:  # ranked all at once, without a branch
-        rank_descending(kept, count, ranks)
-        for e in range(count):
-            values[ranks[e]] = kept[e]
-            indices[ranks[e]] = order[places[e]]
-    else:
-        _sort_many(kept, places, count, order, values, indices)
-    values[count] = -np.inf
-    indices[count] = np.iinfo(np.int32).max
-
-    if top_values[0] < lowest:  # an empty list
-        for e in range(min(count, k)):
-            top_values[e] = values[e]
-            top_indices[e] = indices[e]
+            threshold, count = _raise_threshold(tile, start, stop, lowest, n, k, room, guess, step)
+    count = compress_at_least(tile, start, stop, threshold, kept, places)
+    for e in range(count):
+        places[e] = order[base + places[e]]
+    if count > LANES or k > LANES:
+        _merge_many(kept, places, count, top_values, top_indices, at, k)
         return
-    mine = theirs = 0
-    for e in range(k):  # without a branch: which list goes next is a coin toss
-        old, new = top_values[mine], values[theirs]
-        tie = (new == old) & (indices[theirs] < top_indices[mine])
-        take = (new > old) | tie
-        new_values[e] = new if take else old
-        new_indices[e] = indices[theirs] if take else top_indices[mine]
-        theirs += np.int64(take)
-        mine += np.int64(1) - np.int64(take)
+    rank_merged(kept, places, count, top_values, top_indices, at, k, ranks, top_ranks)
     for e in range(k):
-        top_values[e] = new_values[e]
-        top_indices[e] = new_indices[e]
+        values[top_ranks[e]] = top_values[at + e]
+        indices[top_ranks[e]] = top_indices[at + e]
+    for e in range(count):
+        values[ranks[e]] = kept[e]
+        indices[ranks[e]] = places[e]
+    for e in range(k):
+        top_values[at + e] = values[e]
+        top_indices[at + e] = indices[e]

@@ -26,7 +26,7 @@ __all__ = [
     "move_pair",
     "move_pair_recorded",
     "prefetch",
-    "rank_descending",
+    "rank_merged",
 ]
 
 LANES = 16
@@ -154,8 +154,11 @@ def _population(builder: ir.IRBuilder, mask: ir.Value) -> ir.Value:
     return builder.call(count, [bits])
 
 
-def _vectors(builder: ir.IRBuilder, stop: ir.Value, step: int) -> Any:
-    return cgutils.for_range_slice(builder, _I64(0), stop, _I64(step), intp=_I64)
+def _vectors(
+    builder: ir.IRBuilder, stop: ir.Value, step: int, start: ir.Value | None = None
+) -> Any:
+    start = _I64(0) if start is None else start
+    return cgutils.for_range_slice(builder, start, stop, _I64(step), intp=_I64)
 
 
 def _is_vector(*arguments: Any) -> bool:
@@ -281,16 +284,20 @@ def bits_to_float(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def moments(typing_context: Any, row: Any) -> Any:
-    """Sum, sum of squares and sum of absolute values of a row whose length is whole vectors."""
+def moments(typing_context: Any, row: Any, start: Any, stop: Any) -> Any:
+    """Sum, sum of squares and sum of absolute values of ``row[start:stop]``: whole vectors.
+
+    Bounds rather than a slice, here and below: a slice costs two calls that count references,
+    as long as the rest of a short row takes.
+    """
     if not _is_vector(row):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        data, length = lanes.array(signature.args[0], args[0])
+        data, _ = lanes.array(signature.args[0], args[0])
         total, squares, absolute = (lanes.accumulator() for _ in range(3))
-        with _vectors(builder, length, LANES) as (index, _):
+        with _vectors(builder, args[2], LANES, args[1]) as (index, _):
             x = lanes.load(data, index)
             builder.store(builder.fadd(builder.load(total), x), total)
             builder.store(lanes.fma(x, x, builder.load(squares)), squares)
@@ -298,33 +305,41 @@ def moments(typing_context: Any, row: Any) -> Any:
         results = [lanes.tree_sum(builder.load(a)) for a in (total, squares, absolute)]
         return context.make_tuple(builder, signature.return_type, results)
 
-    return types.UniTuple(row.dtype, 3)(row), codegen
+    return types.UniTuple(row.dtype, 3)(row, types.intp, types.intp), codegen
 
 
 @intrinsic
-def count_at_least(typing_context: Any, row: Any, threshold: Any) -> Any:
-    """Number of entries >= `threshold` in a row whose length is whole vectors."""
+def count_at_least(typing_context: Any, row: Any, start: Any, stop: Any, threshold: Any) -> Any:
+    """Number of entries >= `threshold` in ``row[start:stop]``: whole vectors."""
     if not _is_vector(row):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        data, length = lanes.array(signature.args[0], args[0])
-        bound = broadcast(builder, args[1])
+        data, _ = lanes.array(signature.args[0], args[0])
+        bound = broadcast(builder, args[3])
         count = cgutils.alloca_once_value(builder, _I64(0))
-        with _vectors(builder, length, LANES) as (index, _):
+        with _vectors(builder, args[2], LANES, args[1]) as (index, _):
             mask = builder.fcmp_ordered(">=", lanes.load(data, index), bound)
             builder.store(builder.add(builder.load(count), _population(builder, mask)), count)
         return builder.load(count)
 
-    return types.intp(row, row.dtype), codegen
+    return types.intp(row, types.intp, types.intp, row.dtype), codegen
 
 
 @intrinsic
 def compress_at_least(
-    typing_context: Any, row: Any, threshold: Any, values: Any, positions: Any
+    typing_context: Any,
+    row: Any,
+    start: Any,
+    stop: Any,
+    threshold: Any,
+    values: Any,
+    positions: Any,
 ) -> Any:
-    """Copy the entries >= `threshold`, and their int32 positions, in order; returns how many.
+    """Copy the entries >= `threshold` of ``row[start:stop]``, whole vectors, in order.
+
+    Their int32 positions, counted from `start`, go to `positions`; returns how many there are.
 
     `values` and `positions` must have room for one vector beyond the survivors.
     """
@@ -333,19 +348,21 @@ def compress_at_least(
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        data, length = lanes.array(signature.args[0], args[0])
-        out_values, _ = lanes.array(signature.args[2], args[2])
-        out_positions, _ = lanes.array(signature.args[3], args[3])
-        bound = broadcast(builder, args[1])
+        data, _ = lanes.array(signature.args[0], args[0])
+        out_values, _ = lanes.array(signature.args[4], args[4])
+        out_positions, _ = lanes.array(signature.args[5], args[5])
+        bound = broadcast(builder, args[3])
         count = cgutils.alloca_once_value(builder, _I64(0))
         emit = _compress_vector if HAS_AVX512 and lanes.align == 4 else _compress_lanes
-        with _vectors(builder, length, LANES) as (index, _):
+        with _vectors(builder, args[2], LANES, args[1]) as (index, _):
             x = lanes.load(data, index)
             mask = builder.fcmp_ordered(">=", x, bound)
-            emit(lanes, x, mask, index, out_values, out_positions, count)
+            position = builder.sub(index, args[1])
+            emit(lanes, x, mask, position, out_values, out_positions, count)
         return builder.load(count)
 
-    return types.intp(row, row.dtype, values, positions), codegen
+    signature = types.intp(row, types.intp, types.intp, row.dtype, values, positions)
+    return signature, codegen
 
 
 def _compress_vector(
@@ -410,32 +427,82 @@ def _compress_lanes(
 
 
 @intrinsic
-def rank_descending(typing_context: Any, values: Any, count: Any, ranks: Any) -> Any:
-    """Ranks of the first `count` <= 16 values, the largest first, ties in order of position.
+def rank_merged(
+    typing_context: Any,
+    values: Any,
+    indices: Any,
+    count: Any,
+    top_values: Any,
+    top_indices: Any,
+    at: Any,
+    k: Any,
+    ranks: Any,
+    top_ranks: Any,
+) -> Any:
+    """Ranks that entries take when they are merged into a sorted list: a sort without a branch.
 
-    `values` holds at least 16 entries (those past `count` are read and ignored), `ranks` at
-    least 16 int32. All pairs are compared at once: a sort without a branch.
+    The `count` <= 16 entries are unsorted but rise in index; the list of k <= 16 is
+    ``top_values[at : at + k]``, falling, with int32 ``top_indices``. The largest comes first,
+    ties in order of index. All pairs are compared at once. `values` and `indices` have room for
+    16, `ranks` (of the entries) and `top_ranks` (of the list) 16 int32 each.
     """
-    if not _is_vector(values, ranks) or ranks.dtype != types.int32:
+    if not _is_vector(values, indices, top_values, top_indices, ranks, top_ranks):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        lanes = Lanes(context, builder, signature.args[0].dtype)
-        data, _ = lanes.array(signature.args[0], args[0])
-        out, _ = lanes.array(signature.args[2], args[2])
-        mine = lanes.load(data, _I64(0))
-        rank = cgutils.alloca_once_value(builder, ir.Constant(_INDICES.type, [0] * LANES))
-        with _vectors(builder, args[1], 1) as (index, _):
-            other = broadcast(builder, builder.load(builder.gep(data, [index])))
-            earlier = builder.icmp_signed(
-                ">", _INDICES, broadcast(builder, builder.trunc(index, _I32))
-            )
-            tie = builder.and_(builder.fcmp_ordered("==", other, mine), earlier)
-            above = builder.or_(builder.fcmp_ordered(">", other, mine), tie)
-            more = builder.zext(above, _INDICES.type)
-            builder.store(builder.add(builder.load(rank), more), rank)
-        where = builder.bitcast(out, _INDICES.type.as_pointer())
-        builder.store(builder.load(rank), where, align=4)
+        kinds, integers = signature.args, _INDICES.type
+        lanes = Lanes(context, builder, kinds[0].dtype)
+        new, _ = lanes.array(kinds[0], args[0])
+        numbers, _ = lanes.array(kinds[1], args[1])
+        old, _ = lanes.array(kinds[3], args[3])
+        old_numbers, _ = lanes.array(kinds[4], args[4])
+        out, _ = lanes.array(kinds[7], args[7])
+        old_out, _ = lanes.array(kinds[8], args[8])
+        count, at, k = args[2], args[5], args[6]
+
+        def whole(pointer: ir.Value) -> ir.Value:
+            return builder.bitcast(pointer, integers.as_pointer())
+
+        listed = first_lanes(builder, k)
+        list_values = lanes.load_first(old, at, listed)
+        load = lanes.intrinsic(
+            f"llvm.masked.load.v{LANES}i32.p0",
+            integers,
+            [integers.as_pointer(), _I32, listed.type, integers],
+        )
+        zeros = ir.Constant(integers, [0] * LANES)
+        where = whole(builder.gep(old_numbers, [at]))
+        list_numbers = builder.call(load, [where, _I32(4), listed, zeros])
+        new_values = lanes.load(new, _I64(0))
+        new_numbers = builder.load(whole(numbers), align=4)
+
+        list_ranks = cgutils.alloca_once_value(builder, _INDICES)
+        new_ranks = cgutils.alloca_once_value(builder, zeros)
+        ahead = cgutils.alloca_once_value(builder, zeros)  # list entries ahead of each new one
+        slots = builder.bitcast(ahead, _I32.as_pointer())
+        with _vectors(builder, count, 1) as (index, _):
+            value = broadcast(builder, builder.load(builder.gep(new, [index])))
+            number = broadcast(builder, builder.load(builder.gep(numbers, [index])))
+            beaten = []
+            for others, other_numbers in (
+                (list_values, list_numbers),
+                (new_values, new_numbers),
+            ):
+                tie = builder.fcmp_ordered("==", value, others)
+                first = builder.icmp_signed("<", number, other_numbers)
+                more = builder.fcmp_ordered(">", value, others)
+                beaten.append(builder.or_(more, builder.and_(tie, first)))
+            for held, mask in zip((list_ranks, new_ranks), beaten, strict=True):
+                moved = builder.add(builder.load(held), builder.zext(mask, integers))
+                builder.store(moved, held)
+            behind = _population(builder, builder.and_(beaten[0], listed))
+            slot = builder.gep(slots, [index])
+            builder.store(builder.trunc(builder.sub(k, behind), _I32), slot)
+        total = builder.add(builder.load(new_ranks), builder.load(ahead))
+        builder.store(total, whole(out), align=4)
+        builder.store(builder.load(list_ranks), whole(old_out), align=4)
         return context.get_dummy_value()
 
-    return types.void(values, types.intp, ranks), codegen
+    number = types.intp
+    arguments = (values, indices, number, top_values, top_indices, number, number)
+    return types.void(*arguments, ranks, top_ranks), codegen

@@ -15,31 +15,38 @@ DTYPES = [np.float32, np.float64]
 
 
 @kernel
-def merge(row, n, order, k, top_values, top_indices, guess, step):
-    dtype = row.dtype
-    work = (
-        np.empty(n + 2 * LANES, dtype),
-        np.empty(n + 2 * LANES, np.int32),
-        np.empty(n + 2 * LANES, dtype),
-        np.empty(n + 2 * LANES, np.int32),
-        np.empty(LANES, np.int32),
-        np.empty(k, dtype),
-        np.empty(k, np.int32),
-    )
-    merge_row(row, n, order, k, top_values, top_indices, guess, step, work)
+def merge(tile, start, n, order, base, k, top_values, top_indices, at, guess, step):
+    dtype = tile.dtype
+    stop = start + (n + LANES - 1) // LANES * LANES
+    kept, places = np.empty(n + 2 * LANES, dtype), np.empty(n + 2 * LANES, np.int32)
+    values, indices = np.empty(3 * LANES, dtype), np.empty(3 * LANES, np.int32)
+    ranks, top_ranks = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    merge_row(
+        tile, start, stop, n, order, base, top_values, top_indices, at, k, guess, step,
+        kept, places, values, indices, ranks, top_ranks,
+    )  # fmt: skip
 
 
 def merged(scores, order, held, k, guess, step):
     """Merge `scores` into the list `held` and compare with sorting everything."""
     dtype, n = scores.dtype, len(scores)
-    row = np.full(-(-n // LANES) * LANES, -np.inf, dtype)
-    row[:n] = scores
-    values, indices = oracle.best(held, k)
-    values, indices = np.array(values, dtype), np.array(indices, np.int32)
-    merge(row, n, order, k, values, indices, dtype.type(guess), dtype.type(step))
+    # The row, its order and the list stand inside larger arrays; what is around them stays.
+    start, base, at = 2 * LANES, 3, 5
+    tile = np.full(start + -(-n // LANES) * LANES + LANES, np.inf, dtype)
+    tile[start:-LANES] = -np.inf
+    tile[start : start + n] = scores
+    held_values, held_indices = oracle.best(held, k)
+    values, indices = np.full(at + k + 20, 7, dtype), np.full(at + k + 20, 7, np.int32)
+    values[at : at + k], indices[at : at + k] = held_values, held_indices
+    numbers = np.concatenate([np.full(base, 9), order, [9]])
+    guess, step = dtype.type(guess), dtype.type(step)
+    merge(tile, start, n, numbers, base, k, values, indices, at, guess, step)
     expected = oracle.best([*held, *zip(scores.tolist(), order.tolist(), strict=True)], k)
-    assert values.tolist() == expected[0]
-    assert indices.tolist() == expected[1]
+    assert values[at : at + k].tolist() == expected[0]
+    assert indices[at : at + k].tolist() == expected[1]
+    for array in (values, indices):
+        assert (array[:at] == 7).all()
+        assert (array[at + k :] == 7).all()
 
 
 SHAPES = {

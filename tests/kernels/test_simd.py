@@ -27,17 +27,17 @@ def dots_of_rows(p, q, out):
 
 @kernel
 def moments(row):
-    return simd.moments(row)
+    return simd.moments(row, 0, row.shape[0])
 
 
 @kernel
 def count_at_least(row, threshold):
-    return simd.count_at_least(row, threshold)
+    return simd.count_at_least(row, 0, row.shape[0], threshold)
 
 
 @kernel
 def compress_at_least(row, threshold, values, positions):
-    return simd.compress_at_least(row, threshold, values, positions)
+    return simd.compress_at_least(row, 0, row.shape[0], threshold, values, positions)
 
 
 @kernel
