@@ -1,0 +1,194 @@
+"""``fastinfluence explain``."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from fastinfluence.attribution import GradientRollback
+from fastinfluence.cli.options import column_option, json_option, report
+from fastinfluence.data import Interactions
+from fastinfluence.data.readers import read_table
+from fastinfluence.errors import ParameterError, RunDirectoryError
+from fastinfluence.memory import memory_budget
+from fastinfluence.models import MatrixFactorization, load
+from fastinfluence.storage import tables
+
+if TYPE_CHECKING:
+    from fastinfluence.attribution import Explanations
+
+__all__ = ["explain"]
+
+METHODS = {GradientRollback.name: GradientRollback}
+
+_ROW_BYTES = 120  # of one example in the table that a file is written from
+
+
+@click.command()
+@click.argument("run")
+@click.argument("queries", required=False)
+@click.option(
+    "--recommend",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Explain the K best recommendations of every user.",
+)
+@click.option("--all", "every_pair", is_flag=True, help="Explain every pair of a user and an item.")
+@click.option(
+    "--method", type=click.Choice([*METHODS]), default=GradientRollback.name, show_default=True
+)
+@click.option(
+    "--k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Training examples for each prediction.",
+)
+@click.option(
+    "--opponents",
+    is_flag=True,
+    help="Examples that lowered the prediction, not those that raised it.",
+)
+@click.option(
+    "--out",
+    required=True,
+    help="File to write (.parquet, .csv, .npz), or a folder (no suffix), which takes any number "
+    "of predictions.",
+)
+@click.option("--resume", is_flag=True, help="Continue a folder that an interrupted call left.")
+@column_option("user", "users in QUERIES (default: user)")
+@column_option("item", "items in QUERIES (default: item)")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Predictions done at a time; of a folder, those in a shard.",
+)
+@json_option
+def explain(
+    run: str,
+    queries: str | None,
+    recommend: int | None,
+    every_pair: bool,
+    method: str,
+    k: int,
+    opponents: bool,
+    out: str,
+    resume: bool,
+    user: str | int | None,
+    item: str | int | None,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Find the training examples behind predictions of a model.
+
+    RUN is what `train` wrote. QUERIES is a file with the users and items of the predictions;
+    --recommend and --all take its place.
+    """
+    start = time.perf_counter()
+    if [queries is not None, recommend is not None, every_pair].count(True) != 1:
+        raise click.UsageError("say what to explain: exactly one of QUERIES, --recommend and --all")
+    to_folder = _check_target(out, resume)
+    model = load(run)
+    pairs = _pairs(model, queries, recommend, user, item)
+    attribution = METHODS[method](model)
+    summary: dict[str, Any] = {
+        "run": run,
+        "out": out,
+        "method": attribution.name,
+        "units": attribution.units,
+        "k": k,
+        "proponents": not opponents,
+    }
+    example = ""
+    if to_folder:
+        n_queries = attribution.explain_to(
+            out, pairs, k, proponents=not opponents, batch_size=batch_size, resume=resume
+        )
+    else:
+        if pairs is None:
+            pairs = _all_pairs(model.data_)
+        n_queries = len(pairs["user"])
+        _check_size(n_queries, k)
+        found = attribution.explain(pairs, k, proponents=not opponents, batch_size=batch_size)
+        found.save(out)
+        example = _example(found)
+    summary |= {"n_queries": n_queries, "seconds": time.perf_counter() - start}
+    text = (
+        f"Explained {n_queries:,} predictions by {method} in {summary['seconds']:.1f} s; "
+        f"written to {out}.{example}"
+    )
+    report(as_json, summary, text)
+
+
+def _check_target(out: str, resume: bool) -> bool:
+    """Whether `out` is to be a folder; refuses before the work what cannot be written."""
+    if out.endswith("/") or not Path(out).suffix:
+        if os.path.lexists(out) and not resume:
+            raise RunDirectoryError(
+                f"{out} exists already: choose another name, or continue it with --resume"
+            )
+        return True
+    suffix = tables.suffix_of(Path(out), (".parquet", ".csv", ".npz"))
+    if resume:
+        raise click.UsageError(
+            f"--resume continues a folder of shards; {out} is a file, which is written whole or "
+            "not at all: leave out --resume, or give --out a name without a suffix"
+        )
+    if Path(out).is_dir():
+        raise ParameterError(f"{out} is a folder: choose another name for the file")
+    if suffix == ".parquet":
+        tables.import_extra("pyarrow", "writing Parquet", extra="arrow")
+    return False
+
+
+def _pairs(
+    model: MatrixFactorization,
+    queries: str | None,
+    recommend: int | None,
+    user: str | int | None,
+    item: str | int | None,
+) -> dict[str, Any] | None:
+    """Columns of raw ids, or None for all pairs."""
+    data = model.data_
+    if queries is not None:
+        chosen = ("user" if user is None else user, "item" if item is None else item)
+        users, items = read_table(queries, chosen).values()
+        return {"user": _as_ids(users, data.user_ids), "item": _as_ids(items, data.item_ids)}
+    if recommend is not None:
+        best, _ = model.recommend(k=recommend)
+        return {"user": np.repeat(data.user_ids, recommend), "item": best.ravel()}
+    return None
+
+
+def _as_ids(column: Any, ids: Any) -> Any:
+    """Read ids that happen to be numbers as text where the model's ids are text."""
+    return column.astype(str) if ids.dtype.kind == "U" and column.dtype.kind == "i" else column
+
+
+def _all_pairs(data: Interactions) -> dict[str, Any]:
+    _check_size(data.n_users * data.n_items, 1)
+    return {
+        "user": np.repeat(data.user_ids, data.n_items),
+        "item": np.tile(data.item_ids, data.n_users),
+    }
+
+
+def _check_size(n_queries: int, k: int) -> None:
+    needed, budget = n_queries * k * _ROW_BYTES, memory_budget()
+    if needed > budget:
+        raise ParameterError(
+            f"{n_queries:,} predictions with {k} examples each would take {needed / 2**30:.1f} GiB "
+            f"as one table, more than the budget of {budget / 2**30:.1f} GiB: give --out a folder "
+            "(a name without a suffix)"
+        )
+
+
+def _example(found: Explanations) -> str:
+    if not len(found):
+        return ""
+    return f" The first of them:\n\n{found.because(0)}"
