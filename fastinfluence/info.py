@@ -24,7 +24,7 @@ _OPTIONAL = ("torch", "pyarrow", "pandas", "polars", "matplotlib")
 
 def machine() -> dict[str, Any]:
     """Versions, processors, libraries, caches, and the backend that would be chosen."""
-    from fastinfluence.kernels.cpu import simd
+    from fastinfluence.kernels.cpu import lanes
     from fastinfluence.kernels.cpu.grouping import count_sort
 
     backend, reason = dispatch.choose()
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "processors": os.cpu_count(),
         "threads": dispatch.thread_count(None),
-        "avx512": simd.HAS_AVX512,
+        "avx512": lanes.HAS_AVX512,
         "blas": _blas(),
         "memory_budget": memory_budget(),
         "kernel_cache": count_sort.stats.cache_path,

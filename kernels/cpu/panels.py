@@ -21,7 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .jit import kernel
-from .simd import HAS_AVX512, LANES, Lanes, bits_to_float, broadcast, first_lanes, float_to_bits
+from .lanes import HAS_AVX512, LANES, Lanes, broadcast, first_lanes
+from .simd import bits_to_float, float_to_bits
 
 __all__ = ["decode", "encode", "pack_rows", "panel_scores", "unpack_row"]
 

@@ -10,10 +10,12 @@ nearly everything fails.
 import numpy as np
 
 from .jit import kernel
+from .lanes import LANES
 from .panels import panel_scores
 from .rows import own_influence
+from .scan import moments
 from .select import merge_row, tail_quantile
-from .simd import LANES, moments, prefetch
+from .simd import prefetch
 
 __all__ = ["TILE", "find_pairs", "read_own", "read_side", "tile_units"]
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from .jit import kernel
+from .lanes import LANES
 from .panels import panel_scores, unpack_row
-from .simd import LANES, dot
+from .simd import dot
 
 __all__ = ["own_influence", "self_influence", "sparse_influence"]
 

@@ -9,7 +9,8 @@ moved.
 import numpy as np
 
 from .jit import kernel
-from .simd import LANES, compress_at_least, count_at_least, rank_merged
+from .lanes import LANES
+from .scan import compress_at_least, count_at_least, rank_merged
 
 __all__ = ["merge_row", "survivors_room", "tail_quantile"]
 

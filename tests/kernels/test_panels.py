@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from oracles import panels as oracle
 
 from fastinfluence.kernels.cpu.jit import kernel
+from fastinfluence.kernels.cpu.lanes import LANES
 from fastinfluence.kernels.cpu.panels import decode, encode, pack_rows, panel_scores, unpack_row
-from fastinfluence.kernels.cpu.simd import LANES
 
 STORES = [np.float32, np.float64, np.uint16]
 

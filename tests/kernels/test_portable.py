@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from fastinfluence.kernels.cpu import simd
+from fastinfluence.kernels.cpu import lanes
 
 PORTABLE = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,+bmi2,+popcnt"}
 FILES = ["test_simd.py", "test_panels.py", "test_select.py", "test_rows.py", "test_readout.py"]
 
 
-@pytest.mark.skipif(not simd.HAS_AVX512, reason="this process already takes the portable path")
+@pytest.mark.skipif(not lanes.HAS_AVX512, reason="this process already takes the portable path")
 @pytest.mark.skipif(bool(os.environ.get("NUMBA_BOUNDSCHECK")), reason="nothing vectors would check")
 def test_kernels_without_avx512():
     here = Path(__file__).parent
     script = (
-        "import sys, pytest; from fastinfluence.kernels.cpu import simd; "
-        "assert not simd.HAS_AVX512; sys.exit(pytest.main(sys.argv[1:]))"
+        "import sys, pytest; from fastinfluence.kernels.cpu import lanes; "
+        "assert not lanes.HAS_AVX512; sys.exit(pytest.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "-q", "-p", "no:cacheprovider"]
     run = subprocess.run(

@@ -8,8 +8,8 @@ from oracles import select as oracle
 from scipy.stats import norm
 
 from fastinfluence.kernels.cpu.jit import kernel
+from fastinfluence.kernels.cpu.lanes import LANES
 from fastinfluence.kernels.cpu.select import merge_row, survivors_room, tail_quantile
-from fastinfluence.kernels.cpu.simd import LANES
 
 DTYPES = [np.float32, np.float64]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import simd as oracle
 
-from fastinfluence.kernels.cpu import simd
+from fastinfluence.kernels.cpu import lanes, scan, simd
 from fastinfluence.kernels.cpu.jit import kernel
 
 DTYPES = [np.float32, np.float64]
@@ -27,17 +27,17 @@ def dots_of_rows(p, q, out):
 
 @kernel
 def moments(row):
-    return simd.moments(row, 0, row.shape[0])
+    return scan.moments(row, 0, row.shape[0])
 
 
 @kernel
 def count_at_least(row, threshold):
-    return simd.count_at_least(row, 0, row.shape[0], threshold)
+    return scan.count_at_least(row, 0, row.shape[0], threshold)
 
 
 @kernel
 def compress_at_least(row, threshold, values, positions):
-    return simd.compress_at_least(row, 0, row.shape[0], threshold, values, positions)
+    return scan.compress_at_least(row, 0, row.shape[0], threshold, values, positions)
 
 
 @kernel
@@ -104,7 +104,7 @@ def test_dot_takes_read_only_rows():
 def padded_row(draw):
     """Whole vectors with ties, infinities and zeros of both signs, and a threshold."""
     numbers = st.sampled_from([-np.inf, -2.5, -1.0, -0.0, 0.0, 1.0, 1.5, 3.0, np.inf])
-    n = simd.LANES * draw(st.integers(0, 6))
+    n = lanes.LANES * draw(st.integers(0, 6))
     values = draw(st.lists(numbers, min_size=n, max_size=n))
     dtype = draw(st.sampled_from(DTYPES))
     return np.array(values, dtype), dtype(draw(numbers))
@@ -117,7 +117,7 @@ def test_counts_and_compresses(case):
     values, positions = oracle.compress_at_least(row, threshold)
     assert count_at_least(row, threshold) == oracle.count_at_least(row, threshold) == len(values)
 
-    room = len(values) + simd.LANES
+    room = len(values) + lanes.LANES
     got_values = np.full(room + GUARD, -7, row.dtype)
     got_positions = np.full(room + GUARD, -7, np.int32)
     count = compress_at_least(row, threshold, got_values[:room], got_positions[:room])
@@ -142,7 +142,7 @@ def test_nan_is_never_at_least_anything(dtype):
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 12), st.integers(0, 99), st.sampled_from(DTYPES))
 def test_moments(n_vectors, seed, dtype):
-    row = random_rows(simd.LANES * n_vectors, 1, dtype, seed)[0]
+    row = random_rows(lanes.LANES * n_vectors, 1, dtype, seed)[0]
     got, expected = moments(row), oracle.moments(row)
     tolerance = (len(row) + 2) * float(np.finfo(dtype).eps)
     assert abs(got[0] - expected[0]) <= tolerance * expected[2]
