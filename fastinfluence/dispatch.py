@@ -5,16 +5,29 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.errors import ParameterError
 
-__all__ = ["choose", "even_parts", "kernels", "run_parts", "thread_count"]
+__all__ = [
+    "choose",
+    "equal_parts",
+    "even_parts",
+    "in_order",
+    "kernels",
+    "run_parts",
+    "thread_count",
+]
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def choose(device: str = "auto") -> tuple[str, str]:
@@ -63,6 +76,13 @@ def even_parts(work: npt.NDArray[np.floating[Any]], n_parts: int) -> list[tuple[
     return [(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
 
 
+def equal_parts(n: int, n_parts: int) -> list[tuple[int, int]]:
+    """Cut ``range(n)`` into at most `n_parts` runs of nearly equal length, none below 4096."""
+    n_parts = max(1, min(n_parts, n // 4096))
+    bounds = [n * part // n_parts for part in range(n_parts + 1)]
+    return list(itertools.pairwise(bounds))
+
+
 def run_parts(
     function: Callable[[int, int], object], parts: Sequence[tuple[int, int]], n_threads: int
 ) -> None:
@@ -78,3 +98,20 @@ def run_parts(
     with ThreadPoolExecutor(min(n_threads, len(parts))) as pool:
         for future in [pool.submit(function, start, stop) for start, stop in parts]:
             future.result()
+
+
+def in_order(
+    function: Callable[[Job], Result], jobs: Iterable[Job], n_threads: int
+) -> Iterator[Result]:
+    """Yield ``function(job)`` in the order of the jobs; `n_threads` of them run ahead."""
+    if n_threads == 1:
+        yield from map(function, jobs)
+        return
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for job in jobs:
+            ahead.append(pool.submit(function, job))
+            if len(ahead) > n_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -128,13 +128,18 @@ class RowAttribution(ABC):
         starts = range(0, max(len(users), 1), size)
         for start in progress(starts, description="explain", show=show_progress, unit="batch"):
             batch = slice(start, start + size)
-            tops.append(self._top(users[batch], items[batch], k, proponents))
+            tops.append(
+                self._top(
+                    users[batch], items[batch], k, proponents, totals=True,
+                    n_threads=self._n_threads,
+                )
+            )  # fmt: skip
         # A single batch, the usual case, is not copied.
         top = tops[0] if len(tops) == 1 else Top(*map(np.concatenate, zip(*tops, strict=True)))
         return Explanations(
             users=users,
             items=items,
-            prediction=self._scores(users, items),
+            prediction=self._scores(users, items, n_threads=self._n_threads),
             train_index=top.indices,
             influence=top.values,
             total_influence=top.totals,
@@ -176,7 +181,7 @@ class RowAttribution(ABC):
         int
             Number of queries explained, those of earlier calls included.
         """
-        size = _check_batch(batch_size)
+        size = _check_batch(batch_size, max(2**14, _MOST_QUERIES // self._n_threads))
         _check_k(k)
         if queries is None:
             pairs = None
@@ -194,23 +199,27 @@ class RowAttribution(ABC):
             "n_queries": n_queries,
             "queries": "all pairs" if pairs is None else _fingerprint(*pairs),
         }
+
+        def columns_of(batch: tuple[Codes, Codes]) -> dict[str, npt.NDArray[Any]]:
+            top = self._top(*batch, k, proponents, totals=False, n_threads=1)
+            return {
+                "user": batch[0],
+                "item": batch[1],
+                "prediction": self._scores(*batch, n_threads=1),
+                "train_index": top.indices,
+                "influence": top.values,
+            }
+
         with (
             ShardWriter(path, meta=meta, resume=resume) as writer,
             progress(n_queries, description="explain", show=show_progress, unit="query") as bar,
         ):
             bar.update(writer.rows_done)
-            for users, items in self._batches(pairs, writer.rows_done, n_queries, size):
-                top = self._top(users, items, k, proponents, totals=False)
-                writer.append(
-                    {
-                        "user": users,
-                        "item": items,
-                        "prediction": self._scores(users, items),
-                        "train_index": top.indices,
-                        "influence": top.values,
-                    }
-                )
-                bar.update(len(users))
+            batches = self._batches(pairs, writer.rows_done, n_queries, size)
+            # A batch a thread: then nothing between the kernels keeps the others waiting.
+            for columns in dispatch.in_order(columns_of, batches, self._n_threads):
+                writer.append(columns)
+                bar.update(len(columns["user"]))
         return n_queries
 
     def _batches(
@@ -231,7 +240,7 @@ class RowAttribution(ABC):
             start = end
 
     def _top(
-        self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool = True
+        self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool, n_threads: int
     ) -> Top:
         return self.rows.top(
             self._item_vectors,
@@ -241,11 +250,12 @@ class RowAttribution(ABC):
             k,
             proponents=proponents,
             totals=totals,
-            n_threads=self._n_threads,
+            n_threads=n_threads,
         )
 
-    def _scores(self, users: Codes, items: Codes) -> npt.NDArray[Any]:
-        return scores(self.model.trajectory_.end.tables, self.model.global_mean_, users, items)
+    def _scores(self, users: Codes, items: Codes, *, n_threads: int) -> npt.NDArray[Any]:
+        model = self.model
+        return scores(model.trajectory_.end.tables, model.global_mean_, users, items, n_threads)
 
     # ---------------------------------------------------------------- influence
 
@@ -270,7 +280,7 @@ class RowAttribution(ABC):
 
         users, items = query_codes(queries, self.data)
         store, dtype = self.rows, self._item_vectors.dtype
-        starts, stops = store.find_pairs(users, items)
+        starts, stops = store.find_pairs(users, items, self._n_threads)
         degrees = np.diff(self.data.by_user.pointers)[users]
         degrees = degrees + np.diff(self.data.by_item.pointers)[items] - (stops - starts)
         pointers = np.concatenate([[0], np.cumsum(degrees)])
@@ -337,9 +347,9 @@ def _check_k(k: int) -> None:
         raise ParameterError(f"k must be an integer >= 1, not {k!r}")
 
 
-def _check_batch(batch_size: int | None) -> int:
+def _check_batch(batch_size: int | None, default: int = _MOST_QUERIES) -> int:
     if batch_size is None:
-        return _MOST_QUERIES
+        return default
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ParameterError(f"batch_size must be an integer >= 1, not {batch_size!r}")
     return batch_size

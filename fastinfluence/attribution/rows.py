@@ -124,10 +124,16 @@ class RowStore:
             places.append(place[self.by_pair])
         return places[0], places[1]
 
-    def find_pairs(self, users: Codes, items: Codes) -> tuple[Array, Array]:
+    def find_pairs(self, users: Codes, items: Codes, n_threads: int = 1) -> tuple[Array, Array]:
         """Bounds (starts, stops) of each query's own pair among the examples sorted by pair."""
-        kernels = dispatch.kernels("readout")
-        starts, stops = kernels.find_pairs(self.user_side.pointers, self.known_items, users, items)
+        find = dispatch.kernels("readout").find_pairs
+        starts, stops = np.empty(len(users), np.int64), np.empty(len(users), np.int64)
+        known = (self.user_side.pointers, self.known_items)
+
+        def part(start: int, stop: int) -> None:
+            find(*known, users, items, start, stop, starts, stops)
+
+        dispatch.run_parts(part, dispatch.equal_parts(len(users), n_threads), n_threads)
         return starts, stops
 
     # ---------------------------------------------------------------- reading out
@@ -171,7 +177,7 @@ class RowStore:
                 "store the rows in the dtype of the factors, or as bfloat16 beside float32"
             )
         sign = 1.0 if proponents else -1.0
-        starts, stops = self.find_pairs(users, items)
+        starts, stops = self.find_pairs(users, items, n_threads)
         top = readout.start_lists(len(users), k, item_vectors.dtype, totals=totals)
         for side, groups, columns, vectors, places in (
             (self.user_side, users, items, item_vectors, self.own_places[0]),

@@ -340,17 +340,18 @@ def scores(
     mean: float,
     users: npt.NDArray[np.int32],
     items: npt.NDArray[np.int32],
+    n_threads: int = 1,
 ) -> npt.NDArray[Any]:
-    """Scores (n,) of pairs of codes, in pieces that stay in cache."""
-    users, items = np.broadcast_arrays(users, items)
-    result = np.empty(len(users), tables.user_factors.dtype)
-    piece = max(1, 2**18 // tables.user_factors.shape[1])
-    for start in range(0, len(users), piece):
-        u, i = users[start : start + piece], items[start : start + piece]
-        products = np.einsum("nk,nk->n", tables.user_factors[u], tables.item_factors[i])
-        result[start : start + piece] = (
-            products + tables.user_biases[u] + tables.item_biases[i] + result.dtype.type(mean)
-        )
+    """Scores (n,) of pairs of codes."""
+    users, items = map(np.ascontiguousarray, np.broadcast_arrays(users, items))
+    dtype = tables.user_factors.dtype
+    result = np.empty(len(users), dtype)
+    pair_scores = dispatch.kernels("predict").pair_scores
+
+    def part(start: int, stop: int) -> None:
+        pair_scores(tables, dtype.type(mean), users, items, start, stop, result)
+
+    dispatch.run_parts(part, dispatch.equal_parts(len(users), n_threads), n_threads)
     return result
 
 

@@ -193,15 +193,13 @@ def read_own(sign, user_side, item_side, own, item_places, vectors, users, items
 
 
 @kernel
-def find_pairs(known_pointers, known_items, users, items):
-    """Bounds (starts, stops) of each query's own pair among the training pairs.
+def find_pairs(known_pointers, known_items, users, items, start, stop, starts, stops):
+    """Bounds of each query's own pair among the training pairs, for queries ``start:stop``.
 
     `known_items` are the items of the examples sorted by (user, item), bounded user by user
     by `known_pointers`; ``starts[q] == stops[q]`` where query q was not trained on.
     """
-    starts = np.empty(users.shape[0], np.int64)
-    stops = np.empty(users.shape[0], np.int64)
-    for query in range(users.shape[0]):
+    for query in range(start, stop):
         low, end = known_pointers[users[query]], known_pointers[users[query] + 1]
         high = end
         while low < high:
@@ -214,4 +212,3 @@ def find_pairs(known_pointers, known_items, users, items):
         while low < end and known_items[low] == items[query]:
             low += 1
         stops[query] = low
-    return starts, stops

@@ -198,6 +198,10 @@ def test_finds_pairs(known, queries):
     known = sorted(known)
     users, items = np.array(known, np.int32).reshape(-1, 2).T.copy()
     query_users, query_items = np.array(queries, np.int32).reshape(-1, 2).T.copy()
-    starts, stops = find_pairs(pointers_of(users, 4), items, query_users, query_items)
+    n = len(query_users)
+    starts, stops = np.full(n, -1), np.full(n, -1)
+    pointers = pointers_of(users, 4)
+    for start, stop in ((0, n // 3), (n // 3, n)):  # as two threads would
+        find_pairs(pointers, items, query_users, query_items, start, stop, starts, stops)
     expected = oracle.find_pairs(known, query_users.tolist(), query_items.tolist())
     assert list(zip(starts.tolist(), stops.tolist(), strict=True)) == expected
