@@ -141,6 +141,8 @@ def _words(name: str, fact: Any) -> str:
         return ", ".join(map(str, fact)) or "none"
     if name in ("memory_budget", "bytes"):
         return _size(fact)
+    if name in ("model", "queries") and isinstance(fact, int):
+        return f"{fact:08x}"  # a checksum
     if isinstance(fact, float):
         return f"{fact:.4g}"
     return f"{fact:,}" if isinstance(fact, int) else str(fact)

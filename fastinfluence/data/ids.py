@@ -163,11 +163,26 @@ class IdMap:
     def _sorter(self) -> npt.NDArray[np.int64]:
         return np.argsort(self.ids)
 
+    @cached_property
+    def _table(self) -> tuple[int, Codes] | None:
+        """Code of every integer from the smallest id on, where the ids lie close together."""
+        first, last = int(self.ids.min()), int(self.ids.max())
+        if last - first > 4 * len(self) + 1024:
+            return None
+        table = np.full(last - first + 2, -1, np.int32)
+        table[self.ids - first] = np.arange(len(self), dtype=np.int32)
+        return first, table
+
     def _find(self, wanted: Ids) -> Codes:
         """Codes of ids of the right type, -1 for unknown ones."""
         if wanted.dtype.kind == "U":
             get = self._position.get
             return np.fromiter((get(raw, -1) for raw in wanted.tolist()), np.int32, len(wanted))
+        if self._table is not None:
+            first, table = self._table
+            # Ids outside the table are sent to its last entry, which stands for no id.
+            place = np.where(wanted < first, len(table) - 1, wanted - first)
+            return table[np.minimum(place, len(table) - 1)]
         slot = np.searchsorted(self.ids, wanted, sorter=self._sorter)
         codes = self._sorter[np.minimum(slot, len(self) - 1)]
         return np.where(self.ids[codes] == wanted, codes, -1).astype(np.int32)

@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .jit import kernel
+from .jit import inner_kernel
 from .lanes import HAS_AVX512, LANES, Lanes, broadcast, first_lanes
 from .simd import bits_to_float, float_to_bits
 
@@ -116,7 +116,7 @@ _whole_8, _whole_4, _whole_2, _whole_1 = (_block_product(PANELS, n, True) for n 
 _last_8, _last_4, _last_2, _last_1 = (_block_product(1, n, False) for n in (8, 4, 2, 1))
 
 
-@kernel
+@inner_kernel
 def panel_scores(rows, offset, n, queries, n_queries, tile, stride, sign):
     """``tile[q * stride + j] = sign * queries[q] . row j`` for n rows of one group.
 
@@ -196,7 +196,7 @@ def _decode_for(element):
     return lambda element: bits_to_float(np.uint32(np.uint32(element) << 16))
 
 
-@kernel
+@inner_kernel
 def pack_rows(factors, biases, sources, pointers, first_group, last_group, out):
     """Pack rows group by group: place s takes ``factors[sources[s]], biases[sources[s]]``.
 
@@ -227,7 +227,7 @@ def pack_rows(factors, biases, sources, pointers, first_group, last_group, out):
                 out[base + k * width + lane] = encode(biases[source], out)
 
 
-@kernel
+@inner_kernel
 def unpack_row(rows, pointers, group, place, out):
     """Write the row at `place` (of `group`) to `out` (d,), widened to float."""
     start = pointers[group] + (place - pointers[group]) // LANES * LANES

@@ -1,12 +1,12 @@
 """Scores of single pairs."""
 
-from .jit import kernel
+from .jit import inner_kernel
 from .simd import dot
 
 __all__ = ["pair_scores"]
 
 
-@kernel
+@inner_kernel
 def pair_scores(tables, mean, users, items, start, stop, out):
     """``out[n] = mean + b_u + b_i + p_u . q_i`` for pairs ``start:stop``.
 

@@ -9,7 +9,7 @@ nearly everything fails.
 
 import numpy as np
 
-from .jit import kernel
+from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .panels import panel_scores
 from .rows import own_influence
@@ -67,7 +67,9 @@ def _query_block(queries, start, stop, gathered):
     if neighbours:
         return queries.vectors[first : first + stop - start]
     for s in range(start, stop):
-        gathered[s - start] = queries.vectors[queries.columns[s]]
+        source, target = queries.vectors[queries.columns[s]], gathered[s - start]
+        for f in range(source.shape[0]):
+            target[f] = source[f]
     return gathered
 
 
@@ -88,9 +90,8 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
     top : Top
         Changed in place; calls on different units may run at the same time.
     """
-    k = top.values.shape[1]
+    k, d = top.values.shape[1], queries.vectors.shape[1]
     dtype = queries.vectors.dtype
-    d = queries.vectors.shape[1]
     longest = highest = 1
     for unit in range(first_unit, last_unit):
         group = units[unit, 0]
@@ -99,52 +100,68 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
     space = np.empty(max(TILE, _stride(longest) * LANES) + LANES, dtype)
     tile = space[(-space.ctypes.data % 64) // space.itemsize :]
     gathered = np.empty((highest, d), dtype)
-    kept, places = np.empty(longest + 2 * LANES, dtype), np.empty(longest + 2 * LANES, np.int32)
-    values, indices = np.empty(3 * LANES, dtype), np.empty(3 * LANES, np.int32)
-    ranks, top_ranks = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
-    top_values, top_indices = top.values.reshape(-1), top.indices.reshape(-1)
-    with_totals = top.totals.shape[0] > 0
-    lowest = np.finfo(dtype).min
-
+    work = (
+        np.empty(longest + 2 * LANES, dtype),
+        np.empty(longest + 2 * LANES, np.int32),
+        np.empty(3 * LANES, dtype),
+        np.empty(3 * LANES, np.int32),
+        np.empty(LANES, np.int32),
+        np.empty(LANES, np.int32),
+    )
+    lists = top.values.reshape(-1), top.indices.reshape(-1)
     for unit in range(first_unit, last_unit):
         group, start, stop = units[unit, 0], units[unit, 1], units[unit, 2]
         base = side.pointers[group]
         n = side.pointers[group + 1] - base
-        stride = _stride(n)
-        quantile = np.float32(tail_quantile(n, k))
-        share = np.float32(1 / n)
         block = _query_block(queries, start, stop, gathered)
-        panel_scores(side.rows, base * d, n, block, stop - start, tile, stride, sign)
-        for s in range(start, stop):
-            ahead = queries.ids[min(s + _AHEAD, stop - 1)] * k
-            prefetch(top_values, ahead)
-            prefetch(top_indices, ahead)
-            prefetch(top_values, ahead + k - 1)
-            prefetch(top_indices, ahead + k - 1)
-            query = queries.ids[s]
-            at, first, last = query * k, (s - start) * stride, (s - start + 1) * stride
-            excluded, stop_excluded = exclusions.starts[query], exclusions.stops[query]
-            guess = step = lowest * 0
-            full = top_values[at + k - 1] >= lowest
-            if with_totals or not full:
-                for e in range(excluded, stop_excluded):
-                    tile[first + exclusions.places[e] - base] = 0
-                total, squares, absolute = moments(tile, first, last)
-                if with_totals:
-                    top.totals[query] += absolute
-                if not full:
-                    mean = total * share
-                    deviation = np.sqrt(max(squares * share - mean * mean, lowest * 0))
-                    guess = mean + deviation * quantile
-                    step = np.float32(0.3) * deviation + np.finfo(dtype).tiny
-            for j in range(first + n, last):
-                tile[j] = -np.inf
+        panel_scores(side.rows, base * d, n, block, stop - start, tile, _stride(n), sign)
+        _merge_tile(
+            tile, n, side.order, base, queries.ids, start, stop, exclusions, k, lists[0], lists[1],
+            top.totals, work,
+        )  # fmt: skip
+
+
+@inner_kernel
+def _merge_tile(
+    tile, n, order, base, ids, start, stop, exclusions, k, top_values, top_indices, totals, work
+):
+    """Merge the rows of a tile, the scores of queries ``ids[start:stop]``, into their lists."""
+    kept, places, values, indices, ranks, top_ranks = work
+    lowest = np.finfo(tile.dtype).min
+    stride = _stride(n)
+    quantile = np.float32(tail_quantile(n, k))
+    share = np.float32(1 / n)
+    with_totals = totals.shape[0] > 0
+    for s in range(start, stop):
+        ahead = ids[min(s + _AHEAD, stop - 1)] * k
+        prefetch(top_values, ahead)
+        prefetch(top_indices, ahead)
+        prefetch(top_values, ahead + k - 1)
+        prefetch(top_indices, ahead + k - 1)
+        query = ids[s]
+        at, first, last = query * k, (s - start) * stride, (s - start + 1) * stride
+        excluded, stop_excluded = exclusions.starts[query], exclusions.stops[query]
+        guess = step = lowest * 0
+        full = top_values[at + k - 1] >= lowest
+        if with_totals or not full:
             for e in range(excluded, stop_excluded):
-                tile[first + exclusions.places[e] - base] = -np.inf
-            merge_row(
-                tile, first, last, n, side.order, base, top_values, top_indices, at, k, guess,
-                step, kept, places, values, indices, ranks, top_ranks,
-            )  # fmt: skip
+                tile[first + exclusions.places[e] - base] = 0
+            total, squares, absolute = moments(tile, first, last)
+            if with_totals:
+                totals[query] += absolute
+            if not full:
+                mean = total * share
+                deviation = np.sqrt(max(squares * share - mean * mean, lowest * 0))
+                guess = mean + deviation * quantile
+                step = np.float32(0.3) * deviation + np.finfo(tile.dtype).tiny
+        for j in range(first + n, last):
+            tile[j] = -np.inf
+        for e in range(excluded, stop_excluded):
+            tile[first + exclusions.places[e] - base] = -np.inf
+        merge_row(
+            tile, first, last, n, order, base, top_values, top_indices, at, k, guess, step,
+            kept, places, values, indices, ranks, top_ranks,
+        )  # fmt: skip
 
 
 @kernel
@@ -192,7 +209,7 @@ def read_own(sign, user_side, item_side, own, item_places, vectors, users, items
                 values[at], indices[at] = value, index
 
 
-@kernel
+@inner_kernel
 def find_pairs(known_pointers, known_items, users, items, start, stop, starts, stops):
     """Bounds of each query's own pair among the training pairs, for queries ``start:stop``.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .jit import kernel
+from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .panels import panel_scores, unpack_row
 from .simd import dot
@@ -10,7 +10,7 @@ from .simd import dot
 __all__ = ["own_influence", "self_influence", "sparse_influence"]
 
 
-@kernel
+@inner_kernel
 def own_influence(user_side, item_side, user, item, user_place, item_place, x, y, work):
     """Influence of an example on the score of its own pair: both of its rows move at once.
 

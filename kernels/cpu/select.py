@@ -8,7 +8,7 @@ moved.
 
 import numpy as np
 
-from .jit import kernel
+from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .scan import compress_at_least, count_at_least, rank_merged
 
@@ -32,7 +32,7 @@ def tail_quantile(n, k):
     return t - above / (1.0 + 1.432788 * t + 0.189269 * t * t + 0.001308 * t * t * t)
 
 
-@kernel(forceinline=True)
+@inner_kernel(forceinline=True)
 def _raise_threshold(tile, start, stop, low, count, k, room, guess, step):
     """A threshold that k to `room` entries reach; with many ties `room` may be passed.
 
@@ -89,7 +89,7 @@ def _merge_many(kept, indices, count, top_values, top_indices, at, k):
             mine += 1
 
 
-@kernel(forceinline=True)
+@inner_kernel(forceinline=True)
 def merge_row(
     tile, start, stop, n, order, base, top_values, top_indices, at, k, guess, step,
     kept, places, values, indices, ranks, top_ranks,

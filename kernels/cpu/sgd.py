@@ -17,7 +17,7 @@ thread or many, leaves the same bits.
 import numba
 import numpy as np
 
-from .jit import kernel
+from .jit import inner_kernel, kernel
 from .random import draw, stream
 from .simd import dot, move_pair, move_pair_recorded, prefetch
 
@@ -39,7 +39,7 @@ PREFETCH_STEPS = 16
 """Record rows are asked for this many steps ahead: 59 -> 55 ns a step at k=64."""
 
 
-@kernel
+@inner_kernel
 def _move(old, gradient, squares, index, learning_rate, epsilon):
     """New value of one coordinate after its gradient (Adagrad: the sum includes this one)."""
     if squares is None:
@@ -48,7 +48,7 @@ def _move(old, gradient, squares, index, learning_rate, epsilon):
     return old - learning_rate * gradient / (np.sqrt(squares[index]) + epsilon)
 
 
-@kernel
+@inner_kernel
 def _is_known(sampler, user, item):
     low, high = sampler.known_pointers[user], sampler.known_pointers[user + 1]
     while low < high:
@@ -60,7 +60,7 @@ def _is_known(sampler, user, item):
     return low < sampler.known_pointers[user + 1] and sampler.known_items[low] == item
 
 
-@kernel
+@inner_kernel
 def _draw_negatives(sampler, epoch, example, user, group, candidates):
     """Fill ``candidates[1:]`` with distinct items of the pool unknown to `user`; their number.
 
@@ -88,7 +88,7 @@ def _draw_negatives(sampler, epoch, example, user, group, candidates):
     return found
 
 
-@kernel
+@inner_kernel
 def _candidate_gradients(loss, scores, value, n_negatives, gradients):
     """dL/df of every candidate, from the scores; returns L.
 
@@ -123,7 +123,7 @@ def _candidate_gradients(loss, scores, value, n_negatives, gradients):
     return positive_parts - log_product - np.log(product)
 
 
-@kernel
+@inner_kernel
 def _squared_block(tables, squares, examples, hyper, start, stop, record):
     """Steps of the squared loss: one candidate, both rows in one pass. Returns the loss."""
     user_factors, item_factors, user_biases, item_biases = tables
@@ -175,18 +175,14 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record):
     return total
 
 
-@kernel
+@inner_kernel
 def _sampled_block(
-    tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record
+    tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, work
 ):
     """Steps of a loss with sampled negatives. Returns the loss."""
     user_factors, item_factors, user_biases, item_biases = tables
     k = user_factors.shape[1]
-    candidates = np.empty(sampler.n_negatives + 1, np.int64)
-    scores = np.empty(sampler.n_negatives + 1, user_factors.dtype)
-    gradients = np.empty(sampler.n_negatives + 1, user_factors.dtype)
-    pull = np.empty(k, user_factors.dtype)  # sum_c gradient_c q_c
-    old_p = np.empty(k, user_factors.dtype)
+    candidates, scores, gradients, pull, old_p = work  # pull: sum_c gradient_c q_c
     rate, epsilon = hyper.learning_rate, hyper.epsilon
     zero = rate * 0
     total = 0.0
@@ -208,8 +204,9 @@ def _sampled_block(
         shrink = weight * hyper.regularization
         keep = type(shrink)(1) - rate * shrink
         push_bias = zero
-        pull[:] = zero
-        old_p[:] = p
+        for f in range(k):
+            pull[f] = zero
+            old_p[f] = p[f]
         for c in range(n_negatives + 1):
             i = candidates[c]
             q, b_i = item_factors[i], item_biases[i]
@@ -265,8 +262,16 @@ def _block(tables, squares, examples, pointers, sampler, hyper, loss, epoch, num
     n_groups = sampler.pool_pointers.shape[0] - 1
     stratum, user_group = divmod(number, n_groups)
     group = (user_group + stratum) % n_groups
+    dtype, k = tables.user_factors.dtype, tables.user_factors.shape[1]
+    work = (
+        np.empty(sampler.n_negatives + 1, np.int64),
+        np.empty(sampler.n_negatives + 1, dtype),
+        np.empty(sampler.n_negatives + 1, dtype),
+        np.empty(k, dtype),
+        np.empty(k, dtype),
+    )
     return _sampled_block(
-        tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record
+        tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, work
     )
 
 
