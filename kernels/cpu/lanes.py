@@ -28,8 +28,11 @@ INDICES = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
 
 def _has_avx512() -> bool:
     """Whether the compilation target (not only this machine) has AVX-512 compress."""
+    features = config.CPU_FEATURES or ""
+    if "avx512" in features:  # "+avx2,-avx512f" takes it away, also from the host
+        return "-avx512f" not in features
     if config.CPU_NAME is not None and config.CPU_NAME != "host":
-        return "avx512" in (config.CPU_FEATURES or "") or config.CPU_NAME.startswith(
+        return config.CPU_NAME.startswith(
             ("skylake-avx512", "icelake", "sapphirerapids", "znver4", "znver5")
         )
     from llvmlite import binding

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba import config
 
 from fastinfluence.kernels.cpu import lanes
 
@@ -34,3 +35,20 @@ def test_kernels_without_avx512():
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "expected"),
+    [
+        ("haswell", None, False),
+        ("haswell", "+avx2,-avx512f", False),
+        (None, "-avx512f", False),
+        ("generic", "", False),
+        ("haswell", "+avx512f,+avx512vl", True),
+        ("icelake-server", None, True),
+    ],
+)
+def test_the_compilation_target_decides(name, features, expected, monkeypatch):
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    assert lanes._has_avx512() is expected
