@@ -35,6 +35,7 @@ class Case(NamedTuple):
     own_places: np.ndarray  # (n_train,) places in user order, by user and item
     own_item_places: np.ndarray  # (n_train,) places in item order, likewise
     influence: np.ndarray  # (n_queries, n_train), NaN for no candidate: the truth
+    rounding: float  # error to expect of one score, whatever cancels in it
 
 
 @kernel
@@ -103,6 +104,12 @@ def make_case(
         queries = _random_queries(rng, n_queries, users, items, n_users, n_items)
     query_users, query_items = np.array(queries, np.int32).reshape(-1, 2).T.copy()
 
+    longest = [
+        np.linalg.norm(a, axis=1).max(initial=1)
+        for a in (user_rows, item_rows, user_changes, item_changes)
+    ]
+    rounding = 8 * float(np.finfo(dtype).eps) * max(longest) ** 2
+
     by_pair = np.lexsort((items, users))
     known = list(zip(users[by_pair].tolist(), items[by_pair].tolist(), strict=True))
     bounds = readout.find_pairs(known, query_users.tolist(), query_items.tolist())
@@ -117,6 +124,7 @@ def make_case(
         user_places[by_pair],
         item_places[by_pair],
         rows.influence(user_rows, item_rows, user_changes, item_changes, users, items, queries),
+        rounding,
     )
 
 

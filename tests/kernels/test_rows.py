@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from influence_cases import STORES, cases, make_case
 from oracles import rows as oracle
 
-from fastinfluence.kernels.cpu.rows import own_influence, sparse_influence
+from fastinfluence.kernels.cpu.rows import own_influence, self_influence, sparse_influence
 
 
 def assert_sparse_like_oracle(case):
@@ -25,9 +25,7 @@ def assert_sparse_like_oracle(case):
         values,
     )
     assert indices.tolist() == expected_indices
-    scale = max(1.0, np.abs(expected_values).max(initial=0))
-    tolerance = 40 * float(np.finfo(values.dtype).eps) * scale
-    np.testing.assert_allclose(values, expected_values, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(values, expected_values, rtol=0, atol=case.rounding)
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,3 +63,29 @@ def test_own_pair_takes_both_rows_back(store):
             assert got == case.influence[n, case.user_side.order[place]]
             n_checked += 1
     assert n_checked > 10
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_self_influence_of_a_stretch_of_examples(store):
+    model = make_case(n_users=3, n_items=4, n_train=40, store=store, kind="whole")
+    users, items = np.empty(40, np.int32), np.empty(40, np.int32)
+    for side, codes in ((model.user_side, users), (model.item_side, items)):
+        codes[side.order] = np.repeat(np.arange(len(side.pointers) - 1), np.diff(side.pointers))
+    pairs = list(zip(users.tolist(), items.tolist(), strict=True))
+    case = make_case(n_users=3, n_items=4, store=store, kind="whole", queries=pairs)
+    by_pair = case.user_side.order[case.own_places]
+    out = np.full(40, np.nan, case.user_vectors.dtype)
+    for start, stop in ((0, 15), (15, 40)):
+        self_influence(
+            case.user_side,
+            case.item_side,
+            (case.own_places, case.own_item_places),
+            case.item_vectors,
+            case.user_vectors,
+            users,
+            items,
+            by_pair[start:stop],
+            start,
+            out,
+        )
+    np.testing.assert_array_equal(out, np.diag(case.influence))
