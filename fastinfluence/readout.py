@@ -61,6 +61,7 @@ def pack_side(
     element: Any = factors.dtype
     if dtype is not None:
         element = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+    pointers = _read_only(pointers)
     rows = np.empty(len(sources) * (factors.shape[1] + 1), element)
     pack_rows = dispatch.kernels("panels").pack_rows
 
@@ -69,7 +70,14 @@ def pack_side(
 
     sizes = np.diff(pointers).astype(np.float64)
     dispatch.run_parts(part, dispatch.even_parts(sizes, n_threads * _PARTS_PER_THREAD), n_threads)
-    return Side(rows, pointers, order)
+    # Read-only, as those of the data are: otherwise the kernels are compiled for both kinds.
+    return Side(rows, pointers, _read_only(order))
+
+
+def _read_only(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def start_lists(n_queries: int, k: int, dtype: Any, *, totals: bool) -> Top:
