@@ -26,7 +26,7 @@ def program(request: pytest.FixtureRequest, ml_1m: fi.Interactions) -> Program:
 def bench_plain(benchmark: Any, program: Program, smoke: bool) -> None:
     """Against Cornac and Surprise, which visit the ratings in the order of the file."""
     k, n = program.recipe.n_factors, len(program.data)
-    state = program.start()
+    state = program.enter(program.start())
     rivals, missing = peers_training.rivals(program.data, k)
     note = (
         "The peers visit the ratings in the order of the file, user by user, which spares the "
@@ -61,7 +61,7 @@ def bench_two_threads(benchmark: Any, program: Program, smoke: bool) -> None:
     if machine.cores() < 2:
         pytest.skip("two threads need as many processors")
     k, n = program.recipe.n_factors, len(program.data)
-    one, two = program.start(), program.start()
+    one, two = program.enter(program.start()), program.enter(program.start())
     timing = compare(
         benchmark,
         lambda: program.run_epoch(two, 0, n_threads=2),
@@ -86,7 +86,11 @@ def bench_two_threads(benchmark: Any, program: Program, smoke: bool) -> None:
 def bench_recording(benchmark: Any, program: Program, smoke: bool, threads: int) -> None:
     """Adding up every rating's row changes, against not doing so."""
     k, n = program.recipe.n_factors, len(program.data)
-    plain, recorded, record = program.start(), program.start(), program.new_record()
+    plain, recorded, record = (
+        program.enter(program.start()),
+        program.enter(program.start()),
+        program.new_record(),
+    )
     timing = compare(
         benchmark,
         lambda: program.run_epoch(recorded, 0, record=record, n_threads=threads),

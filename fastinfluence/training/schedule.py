@@ -53,12 +53,15 @@ class Schedule:
     pool_pointers : (n_groups + 1,) int64
     pool : (n_items,) int32
         The items of each group: where the negatives of its blocks are drawn from.
+    user_order : (n_users,) int64
+        The users of group 0, of group 1, ...
     """
 
     order: npt.NDArray[np.int64]
     pointers: npt.NDArray[np.int64]
     pool_pointers: npt.NDArray[np.int64]
     pool: npt.NDArray[np.int32]
+    user_order: npt.NDArray[np.int64]
 
     @classmethod
     def build(cls, data: Interactions, seed: int) -> Schedule:
@@ -72,7 +75,8 @@ class Schedule:
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(data))
         pointers, order = count_sort(blocks, n_groups * n_groups, shuffled)
         pool_pointers, pool = count_sort(item_groups, n_groups)
-        return cls(order, pointers, pool_pointers, pool.astype(np.int32))
+        user_order = count_sort(user_groups, n_groups)[1]
+        return cls(order, pointers, pool_pointers, pool.astype(np.int32), user_order)
 
     @property
     def n_groups(self) -> int:

@@ -44,11 +44,12 @@ def train(
     n_threads : int
     show_progress : bool, optional
     """
-    state = program.start()
+    start = program.start()
+    state = program.enter(start)
     n_epochs = program.recipe.n_epochs
     stride = _checkpoint_stride(state, n_epochs, memory_budget)
     rows = program.new_record() if record else None
-    checkpoints = {0: state.copy()}
+    checkpoints = {0: start}
     losses: list[float] = []
     validation_losses: list[float] = []
     best, best_epoch = np.inf, 0
@@ -69,7 +70,7 @@ def train(
                     del checkpoints[best_epoch]
                 best, best_epoch = validation_losses[-1], done
             if better or done % stride == 0 or done == n_epochs:
-                checkpoints[done] = state.copy()
+                checkpoints[done] = program.leave(state)
             if patience is not None and done - best_epoch >= patience:
                 break
     if patience is not None and best_epoch < len(losses):

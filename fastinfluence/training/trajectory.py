@@ -92,18 +92,18 @@ class Trajectory:
             The run did not end in the parameters of the last checkpoint.
         """
         record = self.program.new_record()
-        state = self.checkpoints[0].copy()
+        state = self.program.enter(self.checkpoints[0])
         for epoch in progress(range(self.n_epochs), description="replay", show=show_progress):
             self.program.run_epoch(state, epoch, record=record, n_threads=n_threads)
-        self._check(state)
+        self._check(self.program.leave(state))
         return record
 
     def verify(self, *, n_threads: int = 1) -> None:
         """Train again and compare: raises ReplayMismatch unless every bit is the same."""
-        state = self.checkpoints[0].copy()
+        state = self.program.enter(self.checkpoints[0])
         for epoch in range(self.n_epochs):
             self.program.run_epoch(state, epoch, n_threads=n_threads)
-        self._check(state)
+        self._check(self.program.leave(state))
 
     def _check(self, state: State) -> None:
         if not state.same_bits(self.end):
@@ -150,10 +150,10 @@ class Trajectory:
         weights = weights.copy()
         weights[_training_indices(without, len(self.data))] = 0
         program = self.program.reweighted(check_weights(weights, len(self.data)))
-        state = self.checkpoints[0].copy()
+        state = program.enter(self.checkpoints[0])
         for epoch in range(self.n_epochs):
             program.run_epoch(state, epoch, n_threads=n_threads)
-        return state.tables
+        return program.leave(state).tables
 
     def visits(self) -> npt.NDArray[np.int64]:
         """(n,) int64: the visit of every training example, the inverse of the order."""

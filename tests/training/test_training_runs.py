@@ -206,7 +206,11 @@ def test_negatives_come_from_the_block_and_are_unknown():
         group_of[program.schedule.pool[slice(*bounds)]] = group
     for j in range(0, len(data), 97):
         user, item = int(data.users[j]), int(data.items[j])
-        for negative in oracle.negatives(program.sampler, 1, j, user, item, group_of[item]):
+        # The sampler speaks of rows of the working tables.
+        user_row = int(np.flatnonzero(program.schedule.user_order == user)[0])
+        item_row = int(np.flatnonzero(program.schedule.pool == item)[0])
+        drawn = oracle.negatives(program.sampler, 1, j, user_row, item_row, group_of[item])
+        for negative in program.schedule.pool[drawn].tolist():
             assert (user, negative) not in known
             assert group_of[negative] == group_of[item]
 
