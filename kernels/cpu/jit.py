@@ -30,7 +30,7 @@ def inner_kernel(function: Callable[..., Any] | None = None, **options: Any) -> 
 
     Counting is atomic, and every view of an array or array of a named tuple counts: in an inner
     loop that is a fifth of the time on one thread, and threads that share an array fight for
-    its counter (explaining every pair of MovieLens 1M on two: 40 against 26 s of processor
+    its counter (explaining every pair of MovieLens 1M on two: 40 against 33 s of processor
     time). Allocating in such a function does not compile; returning one of its array
     arguments would lose the caller's count, so these functions return numbers or nothing.
     """

@@ -32,8 +32,8 @@ __all__ = ["compress_at_least", "count_at_least", "moments", "rank_merged"]
 def moments(typing_context: Any, row: Any, start: Any, stop: Any) -> Any:
     """Sum, sum of squares and sum of absolute values of ``row[start:stop]``: whole vectors.
 
-    Bounds rather than a slice, here and below: a slice costs two calls that count references,
-    as long as the rest of a short row takes.
+    Bounds rather than a slice, here and below: a caller that counts references would count
+    one for every slice.
     """
     if not is_vector(row):
         return None

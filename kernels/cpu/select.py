@@ -37,7 +37,7 @@ def _raise_threshold(tile, start, stop, low, count, k, room, guess, step):
     """A threshold that k to `room` entries reach; with many ties `room` may be passed.
 
     The logarithm of the count falls almost linearly in the tail of a row of scores, so two
-    counts place the third guess (a plain bisection needs three times the passes).
+    counts place the third guess.
     """
     half = np.float32(0.5)
     known = low > np.finfo(tile.dtype).min

@@ -36,7 +36,11 @@ MAX_ATTEMPTS = 16
 """Draws for one negative before its slot is left empty (the pool is nearly all known)."""
 
 PREFETCH_STEPS = 16
-"""Record rows are asked for this many steps ahead: 59 -> 55 ns a step at k=64."""
+"""Record rows are asked for this many steps ahead.
+
+On an AMD Zen 5 it takes a step at k=64 from 38 to 29.6 ns; on an Intel Xeon it is lost in the
+noise.
+"""
 
 
 @inner_kernel
