@@ -301,8 +301,7 @@ def explain_mf(
         raise DataError(f"factors must both be float32 or float64, not {p.dtype} and {q.dtype}")
     if len(store.user_side.rows) != len(store.user_side.order) * (p.shape[1] + 1):
         raise DataError(f"the rows of the store are not of width {p.shape[1] + 1} (factors, bias)")
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ParameterError(f"k must be an integer >= 1, not {k!r}")
+    readout.check_k(k)
     users = _codes(query_users, n_users, "query_users")
     items = _codes(query_items, n_items, "query_items")
     if len(users) != len(items):

@@ -123,7 +123,7 @@ class RowAttribution(ABC):
         """
         users, items = query_codes(queries, self.data)
         size = _check_batch(batch_size)
-        _check_k(k)
+        readout.check_k(k)
         tops = []
         starts = range(0, max(len(users), 1), size)
         for start in progress(starts, description="explain", show=show_progress, unit="batch"):
@@ -182,7 +182,7 @@ class RowAttribution(ABC):
             Number of queries explained, those of earlier calls included.
         """
         size = _check_batch(batch_size, max(2**14, _MOST_QUERIES // self._n_threads))
-        _check_k(k)
+        readout.check_k(k)
         if queries is None:
             pairs = None
             n_queries = self.data.n_users * self.data.n_items
@@ -340,11 +340,6 @@ class RowAttribution(ABC):
         work = np.ones(len(self.data))
         dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
         return result
-
-
-def _check_k(k: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ParameterError(f"k must be an integer >= 1, not {k!r}")
 
 
 def _check_batch(batch_size: int | None, default: int = _MOST_QUERIES) -> int:

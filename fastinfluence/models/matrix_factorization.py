@@ -291,13 +291,12 @@ class MatrixFactorization:
             tables.item_factors, tables.item_biases, order, np.array([0, n_items]), order
         )
         vectors = readout.with_ones(tables.user_factors)
+        pointers, known = data.by_user.pointers, data.items[data.by_pair].astype(np.int64)
         codes, values = [], []
         for start in range(0, len(u), _USERS_AT_ONCE):
             some = u[start : start + _USERS_AT_ONCE]
             exclusions = readout.none_excluded(len(some))
             if exclude_known:
-                pointers = data.by_user.pointers
-                known = data.items[data.by_pair].astype(np.int64)
                 exclusions = Exclusions(pointers[some], pointers[some + 1], known)
             top = readout.start_lists(len(some), k, vectors.dtype, totals=False)
             group = np.zeros(len(some), np.int32)
@@ -356,8 +355,7 @@ def scores(
 
 
 def _check_k(k: int, users: npt.NDArray[np.int32], data: Interactions, exclude: bool) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ParameterError(f"k must be an integer >= 1, not {k!r}")
+    readout.check_k(k)
     left = np.full(len(users), data.n_items)
     if exclude:
         left -= _known_items(data)[users]

@@ -92,18 +92,25 @@ class Trajectory:
             The run did not end in the parameters of the last checkpoint.
         """
         record = self.program.new_record()
-        state = self.program.enter(self.checkpoints[0])
-        for epoch in progress(range(self.n_epochs), description="replay", show=show_progress):
-            self.program.run_epoch(state, epoch, record=record, n_threads=n_threads)
-        self._check(self.program.leave(state))
+        self._check(self._run(self.program, n_threads, record, show_progress))
         return record
 
     def verify(self, *, n_threads: int = 1) -> None:
         """Train again and compare: raises ReplayMismatch unless every bit is the same."""
-        state = self.program.enter(self.checkpoints[0])
-        for epoch in range(self.n_epochs):
-            self.program.run_epoch(state, epoch, n_threads=n_threads)
-        self._check(self.program.leave(state))
+        self._check(self._run(self.program, n_threads))
+
+    def _run(
+        self,
+        program: Program,
+        n_threads: int,
+        record: Record | None = None,
+        show_progress: bool | None = False,
+    ) -> State:
+        """Run a program from the first checkpoint to the last epoch of this trajectory."""
+        state = program.enter(self.checkpoints[0])
+        for epoch in progress(range(self.n_epochs), description="replay", show=show_progress):
+            program.run_epoch(state, epoch, record=record, n_threads=n_threads)
+        return program.leave(state)
 
     def _check(self, state: State) -> None:
         if not state.same_bits(self.end):
@@ -150,10 +157,7 @@ class Trajectory:
         weights = weights.copy()
         weights[_training_indices(without, len(self.data))] = 0
         program = self.program.reweighted(check_weights(weights, len(self.data)))
-        state = program.enter(self.checkpoints[0])
-        for epoch in range(self.n_epochs):
-            program.run_epoch(state, epoch, n_threads=n_threads)
-        return program.leave(state).tables
+        return self._run(program, n_threads).tables
 
     def visits(self) -> npt.NDArray[np.int64]:
         """(n,) int64: the visit of every training example, the inverse of the order."""
