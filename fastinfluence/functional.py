@@ -161,12 +161,12 @@ def sgd_mf(
     pointers, known_items = _known(known, u, i, n_users, n_items, loss)
     sampler = Sampler(
         n_negatives, seed, np.array([0, n_items]), np.arange(n_items, dtype=np.int32),
-        pointers, known_items,
+        pointers, known_items, np.empty((0, n_negatives), np.int32),
     )  # fmt: skip
     hyper = Hyper(*map(dtype.type, (mean, learning_rate, regularization, _EPSILON)))
     total = dispatch.kernels("sgd").sgd_epoch(
         tables, squares, Examples(u, i, y, weights, ids), np.array([0, len(u)]), sampler, hyper,
-        LOSSES.index(loss), epoch, rows,
+        LOSSES.index(loss), epoch, (0, 1), rows, None,
     )  # fmt: skip
     return float(total / max(float(weights.sum()), np.finfo(dtype).tiny))
 

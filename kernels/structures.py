@@ -14,6 +14,7 @@ __all__ = [
     "Examples",
     "Exclusions",
     "Hyper",
+    "Log",
     "Queries",
     "Record",
     "Sampler",
@@ -53,6 +54,7 @@ class Sampler(NamedTuple):
     pool: Array  # (n_items,) int32, items of group 0, group 1, ...
     known_pointers: Array  # (n_users + 1,) int64
     known_items: Array  # (n,) int32, ascending within a user
+    drawn: Array  # (n, n_negatives) int32, -1 behind the last: this epoch's; (0, n_negatives): draw
 
 
 class Hyper(NamedTuple):
@@ -70,6 +72,21 @@ class Record(NamedTuple):
     user_rows: Array  # (n, k)
     item_rows: Array  # (n, k)
     biases: Array  # (n, 2): user, item
+
+
+class Log(NamedTuple):
+    """What the steps of an epoch, or of some of them, saw; C candidates: the item, negatives."""
+
+    slots: Array  # (n,) int32: place of every visit in the log, -1 if it is not in it
+    items: Array  # (m, C) int32: candidates, -1 where fewer were drawn
+    gradients: Array  # (m, C): dL/df of every candidate
+    curvatures: Array  # (m, C): see losses.candidate_curvatures
+    user_rows: Array  # (m, k): before the step
+    user_biases: Array  # (m,)
+    item_rows: Array  # (m * C, k): before the step
+    item_biases: Array  # (m, C)
+    user_squares: Array  # (m, k + 1): Adagrad's sums behind the step, bias last; else (0, k + 1)
+    item_squares: Array  # (m * C, k + 1)
 
 
 class Side(NamedTuple):

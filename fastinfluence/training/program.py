@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
-from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
+from fastinfluence.kernels.structures import Examples, Hyper, Log, Record, Sampler, Tables
 from fastinfluence.training.recipe import Recipe
 from fastinfluence.training.schedule import Schedule
 
@@ -109,6 +109,7 @@ class Program:
         self.examples = self._in_order(data, self.schedule.order, weights)
         self.mean = float(np.mean(data.values, dtype=np.float64)) if self._squared else 0.0
         self.sampler = self._sampler()
+        self._drawn: dict[int, npt.NDArray[np.int32]] = {}
 
     def _sampler(self) -> Sampler:
         count_sort = dispatch.kernels("grouping").count_sort
@@ -116,14 +117,42 @@ class Program:
         users, items = user_places[data.users], item_places[data.items]
         by_item = count_sort(items, data.n_items)[1]
         pointers, by_pair = count_sort(users, data.n_users, by_item)
+        n_negatives = 0 if self._squared else self.recipe.n_negatives or 0
         return Sampler(
-            self.recipe.n_negatives or 0,
+            n_negatives,
             self.recipe.seed & (2**63 - 1),
             self.schedule.pool_pointers,
             np.arange(data.n_items, dtype=np.int32),
             pointers,
             items[by_pair],
+            np.empty((0, n_negatives), np.int32),
         )
+
+    def predrawn(self, n_epochs: int, memory_budget: int, n_threads: int = 1) -> Program:
+        """Return the same program with all negatives drawn beforehand, if they fit.
+
+        Negatives depend neither on weights nor on parameters, and drawing them is most of a
+        step of a sampled loss: worth doing once where a program is run many times.
+        """
+        other = copy.copy(self)
+        n_negatives = self.sampler.n_negatives
+        if 4 * n_epochs * len(self.data) * n_negatives > memory_budget:
+            return other
+        draw_epoch = dispatch.kernels("negatives").draw_epoch
+        blocks = np.diff(self.schedule.pointers).astype(float)
+        parts = dispatch.even_parts(blocks + 1, n_threads)
+        for epoch in range(n_epochs if n_negatives else 0):
+            drawn = np.empty((len(self.data), n_negatives), np.int32)
+
+            def part(
+                start: int, stop: int, epoch: int = epoch, drawn: npt.NDArray[np.int32] = drawn
+            ) -> None:
+                visits = (self.examples, self.schedule.pointers, self.sampler)
+                draw_epoch(*visits, epoch, start, stop, drawn)
+
+            dispatch.run_parts(part, parts, n_threads)
+            other._drawn = other._drawn | {epoch: drawn}
+        return other
 
     def enter(self, state: State) -> State:
         """Copy parameters in the order of the codes into working tables."""
@@ -180,25 +209,58 @@ class Program:
             np.zeros((len(self.data), 2), self.dtype),
         )
 
-    def _hyper(self, epoch: int) -> Hyper:
+    def new_log(self, n_visits: int) -> Log:
+        """Room for what `n_visits` steps see; `slots` are for the caller to fill."""
+        k, c = self.recipe.n_factors, self.sampler.n_negatives + 1
+        n_squares = n_visits if self.recipe.optimizer == "adagrad" else 0
+        shapes = (
+            (n_visits, c), (n_visits, c), (n_visits, k), (n_visits,), (n_visits * c, k),
+            (n_visits, c), (n_squares, k + 1), (n_squares * c, k + 1),
+        )  # fmt: skip
+        arrays = [_aligned_zeros(shape, self.dtype) for shape in shapes]
+        slots = np.full(len(self.data), -1, np.int32)
+        return Log(slots, np.zeros((n_visits, c), np.int32), *arrays)
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the log of one step."""
+        return sum(array.nbytes for array in self.new_log(1)[1:])
+
+    def hyper(self, epoch: int) -> Hyper:
+        """Scalars of the steps of an epoch, in the dtype of the parameters."""
         recipe = self.recipe
         numbers = (self.mean, recipe.rate(epoch), recipe.regularization, recipe.epsilon)
         return Hyper(*map(self.dtype.type, numbers))
 
     def run_epoch(
-        self, state: State, epoch: int, *, record: Record | None = None, n_threads: int = 1
+        self,
+        state: State,
+        epoch: int,
+        *,
+        strata: tuple[int, int] | None = None,
+        record: Record | None = None,
+        log: Log | None = None,
+        n_threads: int = 1,
     ) -> float:
-        """Run one epoch on working tables, in place; the mean loss of its steps."""
+        """Run one epoch on working tables, in place; the mean loss of its steps.
+
+        `strata` is the part of it to run, all of it by default.
+        """
         sgd = dispatch.kernels("sgd")
+        sampler = self.sampler
+        if epoch in self._drawn:
+            sampler = sampler._replace(drawn=self._drawn[epoch])
         arguments = (
             *state,
             self.examples,
             self.schedule.pointers,
-            self.sampler,
-            self._hyper(epoch),
+            sampler,
+            self.hyper(epoch),
             self.recipe.loss_code,
             epoch,
+            strata or (0, self.schedule.n_groups),
             record,
+            log,
         )
         if n_threads == 1 or self.schedule.n_groups == 1:
             total = sgd.sgd_epoch(*arguments)
@@ -211,7 +273,7 @@ class Program:
         order = np.arange(len(validation))
         examples = self._in_order(validation, order, np.ones(len(validation)))
         sgd = dispatch.kernels("sgd")
-        hyper = self._hyper(0)
+        hyper = self.hyper(0)
         return float(
             sgd.mean_loss(state.tables, examples, self.sampler, hyper, self.recipe.loss_code)
         )

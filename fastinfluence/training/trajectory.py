@@ -92,12 +92,12 @@ class Trajectory:
             The run did not end in the parameters of the last checkpoint.
         """
         record = self.program.new_record()
-        self._check(self._run(self.program, n_threads, record, show_progress))
+        self.check_reached(self._run(self.program, n_threads, record, show_progress), self.n_epochs)
         return record
 
     def verify(self, *, n_threads: int = 1) -> None:
         """Train again and compare: raises ReplayMismatch unless every bit is the same."""
-        self._check(self._run(self.program, n_threads))
+        self.check_reached(self._run(self.program, n_threads), self.n_epochs)
 
     def _run(
         self,
@@ -112,11 +112,13 @@ class Trajectory:
             program.run_epoch(state, epoch, record=record, n_threads=n_threads)
         return program.leave(state)
 
-    def _check(self, state: State) -> None:
-        if not state.same_bits(self.end):
+    def check_reached(self, state: State, epoch: int) -> None:
+        """Raise ReplayMismatch unless `state` is the checkpoint after so many epochs."""
+        reached = self.checkpoints[epoch]
+        if not state.same_bits(reached):
             differences = [
                 float(np.abs(mine - its).max())
-                for mine, its in zip(state.tables, self.end.tables, strict=True)
+                for mine, its in zip(state.tables, reached.tables, strict=True)
             ]
             raise ReplayMismatch(
                 "replaying the training run did not give the same parameters (largest "

@@ -18,7 +18,8 @@ import numba
 import numpy as np
 
 from .jit import inner_kernel, kernel
-from .random import draw, stream
+from .losses import BPR, LOGISTIC, SQUARED, candidate_curvatures, candidate_gradients
+from .negatives import draw_negatives, take_negatives
 from .simd import dot, move_pair, move_pair_recorded, prefetch
 
 __all__ = [
@@ -29,11 +30,6 @@ __all__ = [
     "sgd_epoch",
     "sgd_epoch_parallel",
 ]
-
-SQUARED, LOGISTIC, BPR = 0, 1, 2
-
-MAX_ATTEMPTS = 16
-"""Draws for one negative before its slot is left empty (the pool is nearly all known)."""
 
 PREFETCH_STEPS = 16
 """Record rows are asked for this many steps ahead.
@@ -53,82 +49,34 @@ def _move(old, gradient, squares, index, learning_rate, epsilon):
 
 
 @inner_kernel
-def _is_known(sampler, user, item):
-    low, high = sampler.known_pointers[user], sampler.known_pointers[user + 1]
-    while low < high:
-        middle = (low + high) >> 1
-        if sampler.known_items[middle] < item:
-            low = middle + 1
-        else:
-            high = middle
-    return low < sampler.known_pointers[user + 1] and sampler.known_items[low] == item
+def _log_user(log, slot, row, bias):
+    for f in range(row.shape[0]):
+        log.user_rows[slot, f] = row[f]
+    log.user_biases[slot] = bias
 
 
 @inner_kernel
-def _draw_negatives(sampler, epoch, example, user, group, candidates):
-    """Fill ``candidates[1:]`` with distinct items of the pool unknown to `user`; their number.
-
-    None of them is the example's own item, ``candidates[0]``, known or not.
-
-    Draws are tested against all known pairs, also those left out of this run by weight 0, so
-    that leaving an example out changes nobody's negatives.
-    """
-    start = sampler.pool_pointers[group]
-    size = sampler.pool_pointers[group + 1] - start
-    if size == 0:
-        return 0
-    key = stream(sampler.seed, epoch, example)
-    found = 0
-    for slot in range(sampler.n_negatives):
-        for attempt in range(MAX_ATTEMPTS):
-            item = sampler.pool[start + draw(key, slot * MAX_ATTEMPTS + attempt, size)]
-            fresh = not _is_known(sampler, user, item)
-            for earlier in range(found + 1):
-                fresh = fresh and candidates[earlier] != item
-            if fresh:
-                found += 1
-                candidates[found] = item
-                break
-    return found
+def _log_item(log, slot, c, item, row, bias, gradient, curvature):
+    log.items[slot, c] = item
+    log.gradients[slot, c] = gradient
+    log.curvatures[slot, c] = curvature
+    place = slot * log.items.shape[1] + c
+    for f in range(row.shape[0]):
+        log.item_rows[place, f] = row[f]
+    log.item_biases[slot, c] = bias
 
 
 @inner_kernel
-def _candidate_gradients(loss, scores, value, n_negatives, gradients):
-    """dL/df of every candidate, from the scores; returns L.
-
-    L is a sum of softplus(x), x the score of what should score low (negated for a positive
-    example) or, in BPR, its lead over the example. With softplus(x) = max(x, 0) -
-    log(sigmoid(|x|)) nothing cancels or overflows, and one logarithm of the product of the
-    sigmoids, each at least 1/2, serves all candidates.
-    """
-    zero, one = type(value)(0), type(value)(1)
-    gradients[0] = zero
-    positive_parts, log_product = 0.0, 0.0
-    product = 1.0  # float64: half to the power of up to hundreds
-    for c in range(1 if loss == BPR else 0, n_negatives + 1):
-        x = scores[c]
-        if loss == BPR:
-            x -= scores[0]
-        elif c == 0 and value > 0:
-            x = -x
-        small = np.exp(-abs(x))
-        upper = one / (one + small)  # sigmoid(|x|)
-        slope = upper if x > zero else small * upper
-        positive_parts += max(x, zero)
-        product *= upper
-        if product < 1e-200:
-            log_product += np.log(product)
-            product = 1.0
-        if loss == BPR:
-            gradients[c] = slope
-            gradients[0] -= slope
-        else:
-            gradients[c] = -slope if c == 0 and value > 0 else slope
-    return positive_parts - log_product - np.log(product)
+def _log_squares(logged, place, squares, of_bias):
+    """Adagrad's sums behind a step, the bias's last."""
+    k = squares.shape[0]
+    for f in range(k):
+        logged[place, f] = squares[f]
+    logged[place, k] = of_bias
 
 
 @inner_kernel
-def _squared_block(tables, squares, examples, hyper, start, stop, record):
+def _squared_block(tables, squares, examples, hyper, start, stop, record, log):
     """Steps of the squared loss: one candidate, both rows in one pass. Returns the loss."""
     user_factors, item_factors, user_biases, item_biases = tables
     k = user_factors.shape[1]
@@ -147,6 +95,12 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record):
         b_u, b_i = user_biases[u], item_biases[i]
         error = hyper.mean + b_u + b_i + dot(p, q) - examples.values[t]
         total += 0.5 * weight * error * error
+        slot = -1
+        if log is not None:
+            slot = log.slots[t]
+            if slot >= 0:
+                _log_user(log, slot, p, b_u)
+                _log_item(log, slot, 0, i, q, b_i, error, type(error)(1))
         shrink = weight * hyper.regularization
         push = weight * error
         if squares is None:
@@ -173,6 +127,9 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record):
                 if record is not None:
                     record.user_rows[t, f] += p[f] - x
                     record.item_rows[t, f] += q[f] - z
+            if log is not None and slot >= 0:
+                _log_squares(log.user_squares, slot, squares_p, squares.user_biases[u])
+                _log_squares(log.item_squares, slot, squares_q, squares.item_biases[i])
         if record is not None:
             record.biases[t, 0] += user_biases[u] - b_u
             record.biases[t, 1] += item_biases[i] - b_i
@@ -181,12 +138,12 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record):
 
 @inner_kernel
 def _sampled_block(
-    tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, work
+    tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, log, work
 ):
     """Steps of a loss with sampled negatives. Returns the loss."""
     user_factors, item_factors, user_biases, item_biases = tables
     k = user_factors.shape[1]
-    candidates, scores, gradients, pull, old_p = work  # pull: sum_c gradient_c q_c
+    candidates, scores, gradients, curvatures, pull, old_p = work  # pull: sum_c gradient_c q_c
     rate, epsilon = hyper.learning_rate, hyper.epsilon
     zero = rate * 0
     total = 0.0
@@ -198,12 +155,24 @@ def _sampled_block(
         candidates[0] = examples.items[t]
         n_negatives = 0
         if value > 0:
-            n_negatives = _draw_negatives(sampler, epoch, examples.ids[t], u, group, candidates)
+            n_negatives = take_negatives(sampler, epoch, t, examples.ids[t], u, group, candidates)
         p, b_u = user_factors[u], user_biases[u]
         for c in range(n_negatives + 1):
             i = candidates[c]
             scores[c] = hyper.mean + b_u + item_biases[i] + dot(p, item_factors[i])
-        total += weight * _candidate_gradients(loss, scores, value, n_negatives, gradients)
+        total += weight * candidate_gradients(loss, scores, value, n_negatives, gradients)
+        slot = -1
+        if log is not None:
+            slot = log.slots[t]
+            if slot >= 0:
+                candidate_curvatures(loss, value, n_negatives, gradients, curvatures)
+                _log_user(log, slot, p, b_u)
+                for c in range(sampler.n_negatives + 1):
+                    log.items[slot, c] = -1
+                for c in range(n_negatives + 1):
+                    i = candidates[c]
+                    q, b_i = item_factors[i], item_biases[i]
+                    _log_item(log, slot, c, i, q, b_i, gradients[c], curvatures[c])
 
         shrink = weight * hyper.regularization
         keep = type(shrink)(1) - rate * shrink
@@ -237,6 +206,9 @@ def _sampled_block(
                     q[f] = _move(z, gradient, squares_q, f, rate, epsilon)
                     if record is not None and c == 0:
                         record.item_rows[t, f] += q[f] - z
+                if log is not None and slot >= 0:
+                    place = slot * log.items.shape[1] + c
+                    _log_squares(log.item_squares, place, squares_q, squares.item_biases[i])
             if record is not None and c == 0:
                 record.biases[t, 1] += item_biases[i] - b_i
 
@@ -251,6 +223,8 @@ def _sampled_block(
             for f in range(k):
                 gradient = pull[f] + shrink * old_p[f]
                 p[f] = _move(old_p[f], gradient, squares_p, f, rate, epsilon)
+            if log is not None and slot >= 0:
+                _log_squares(log.user_squares, slot, squares_p, squares.user_biases[u])
         if record is not None:
             record.biases[t, 0] += user_biases[u] - b_u
             for f in range(k):
@@ -259,10 +233,10 @@ def _sampled_block(
 
 
 @kernel
-def _block(tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record):
+def _block(tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record, log):
     start, stop = pointers[number], pointers[number + 1]
     if loss == SQUARED:
-        return _squared_block(tables, squares, examples, hyper, start, stop, record)
+        return _squared_block(tables, squares, examples, hyper, start, stop, record, log)
     n_groups = sampler.pool_pointers.shape[0] - 1
     stratum, user_group = divmod(number, n_groups)
     group = (user_group + stratum) % n_groups
@@ -271,12 +245,14 @@ def _block(tables, squares, examples, pointers, sampler, hyper, loss, epoch, num
         np.empty(sampler.n_negatives + 1, np.int64),
         np.empty(sampler.n_negatives + 1, dtype),
         np.empty(sampler.n_negatives + 1, dtype),
+        np.empty(sampler.n_negatives + 1, dtype),
         np.empty(k, dtype),
         np.empty(k, dtype),
     )
     return _sampled_block(
-        tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, work
-    )
+        tables, squares, examples, sampler, hyper, loss, epoch, group, start, stop, record, log,
+        work,
+    )  # fmt: skip
 
 
 @kernel
@@ -289,8 +265,10 @@ def _total(losses):
 
 
 @kernel
-def sgd_epoch(tables, squares, examples, pointers, sampler, hyper, loss, epoch, record):
-    """Visit every example once, in order, and update the tables in place.
+def sgd_epoch(
+    tables, squares, examples, pointers, sampler, hyper, loss, epoch, strata, record, log
+):
+    """Visit every example of an epoch, or of some of its strata, and update the tables in place.
 
     Parameters
     ----------
@@ -310,8 +288,12 @@ def sgd_epoch(tables, squares, examples, pointers, sampler, hyper, loss, epoch, 
     loss : {SQUARED, LOGISTIC, BPR}
     epoch : int
         Key of the random draws.
+    strata : (int, int)
+        First stratum and the one behind the last: (0, n_groups) is the whole epoch.
     record : Record or None
         Row changes to add up per example.
+    log : Log or None
+        What every step saw, for the walks that go through the epoch backwards.
 
     Returns
     -------
@@ -319,24 +301,28 @@ def sgd_epoch(tables, squares, examples, pointers, sampler, hyper, loss, epoch, 
         Sum of the weighted losses (without regularization), each before its own step.
     """
     losses = np.zeros(pointers.shape[0] - 1)
-    for number in range(losses.shape[0]):
+    n_groups = sampler.pool_pointers.shape[0] - 1
+    for number in range(strata[0] * n_groups, strata[1] * n_groups):
         losses[number] = _block(
-            tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record
+            tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record, log
         )
     return _total(losses)
 
 
 @kernel(parallel=True)
-def sgd_epoch_parallel(tables, squares, examples, pointers, sampler, hyper, loss, epoch, record):
+def sgd_epoch_parallel(
+    tables, squares, examples, pointers, sampler, hyper, loss, epoch, strata, record, log
+):
     """Do what `sgd_epoch` does, bit for bit, the blocks of each stratum in parallel."""
     losses = np.zeros(pointers.shape[0] - 1)
     n_groups = sampler.pool_pointers.shape[0] - 1
-    for stratum in range(n_groups):
+    for stratum in range(strata[0], strata[1]):
         for g in numba.prange(n_groups):
             number = stratum * n_groups + g
             losses[number] = _block(
-                tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record
-            )
+                tables, squares, examples, pointers, sampler, hyper, loss, epoch, number, record,
+                log,
+            )  # fmt: skip
     return _total(losses)
 
 
@@ -353,9 +339,8 @@ def mean_loss(tables, examples, sampler, hyper, loss):
         candidates[0] = examples.items[t]
         n_negatives = 0
         if loss != SQUARED and value > 0:
-            group = t % n_groups
-            n_negatives = _draw_negatives(
-                sampler, 0xFFFFFFFF, examples.ids[t], u, group, candidates
+            n_negatives = draw_negatives(
+                sampler, 0xFFFFFFFF, examples.ids[t], u, t % n_groups, candidates
             )
         for c in range(n_negatives + 1):
             i = candidates[c]
@@ -365,7 +350,7 @@ def mean_loss(tables, examples, sampler, hyper, loss):
             error = scores[0] - value
             cost = 0.5 * error * error
         else:
-            cost = _candidate_gradients(loss, scores, value, n_negatives, gradients)
+            cost = candidate_gradients(loss, scores, value, n_negatives, gradients)
         total += examples.weights[t] * cost
         weights += examples.weights[t]
     return total / weights

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import sgd as oracle
 
 from fastinfluence.kernels import structures
-from fastinfluence.kernels.cpu import sgd
+from fastinfluence.kernels.cpu import negatives, sgd
 from fastinfluence.kernels.cpu.sgd import BPR, LOGISTIC, SQUARED
 
 LOSSES = [SQUARED, LOGISTIC, BPR]
@@ -79,8 +79,9 @@ def make_problem(
     known_pointers = np.searchsorted(users[by_pair], np.arange(n_users + 1))
     known_items = items[by_pair].astype(np.int32)
     sampler = structures.Sampler(
-        n_negatives, seed, pool_pointers, pool.astype(np.int32), known_pointers, known_items
-    )
+        n_negatives, seed, pool_pointers, pool.astype(np.int32), known_pointers, known_items,
+        np.empty((0, n_negatives), np.int32),
+    )  # fmt: skip
     mean = values.mean() if loss == SQUARED and n_examples else 0.0
     hyper = structures.Hyper(*map(dtype, (mean, 0.05, regularization, 1e-8)))
     return Problem(tables, squares, examples, pointers, sampler, hyper, loss)
@@ -108,7 +109,9 @@ def train(problem, *, n_epochs=2, recorded=False, epoch_kernel=sgd.sgd_epoch):
             problem.hyper,
             problem.loss,
             epoch,
+            (0, len(problem.sampler.pool_pointers) - 1),
             record,
+            None,
         )
         for epoch in range(n_epochs)
     ]
@@ -187,7 +190,7 @@ def problems(draw, **fixed):
 
 def test_same_constants():
     assert (SQUARED, LOGISTIC, BPR) == (oracle.SQUARED, oracle.LOGISTIC, oracle.BPR)
-    assert sgd.MAX_ATTEMPTS == oracle.MAX_ATTEMPTS
+    assert negatives.MAX_ATTEMPTS == oracle.MAX_ATTEMPTS
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,0 +1,126 @@
+"""Going through a training run from its last step to its first.
+
+Steps cannot be undone bit for bit, so every epoch is run again from its checkpoint with a log
+of what each step saw; the walks that need the future of a step (Curvature Rollback, Replay) read
+that log from its end. Where the log of an epoch would take too much memory the epoch is run
+once more to find the states in its middle, and then logged piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence.kernels.structures import Log
+from fastinfluence.progress import progress
+
+if TYPE_CHECKING:
+    from fastinfluence.training.program import Program, State
+    from fastinfluence.training.trajectory import Trajectory
+
+__all__ = ["Stage", "backward"]
+
+Visits = npt.NDArray[np.bool_]
+
+
+class Stage(NamedTuple):
+    """A run of consecutive steps, logged. The log is overwritten by the next stage."""
+
+    epoch: int
+    start: int  # first visit
+    stop: int  # behind the last visit
+    log: Log
+
+
+def backward(
+    trajectory: Trajectory,
+    *,
+    memory_budget: int,
+    only: Visits | None = None,
+    n_threads: int = 1,
+    description: str = "backward",
+    show_progress: bool | None = None,
+) -> Iterator[Stage]:
+    """Yield the steps of a run, the last first, as logs of at most `memory_budget` bytes.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+    memory_budget : int
+        Bytes of the log; a stratum of the schedule is the least that is logged at once.
+    only : (n,) bool, optional
+        Visits to log; all that have a weight by default.
+    n_threads : int
+    description, show_progress
+        Of the progress bar, which counts epochs.
+
+    Raises
+    ------
+    ReplayMismatch
+        Running an epoch again did not lead to the next checkpoint.
+    """
+    program = trajectory.program
+    wanted = program.examples.weights != 0
+    if only is not None:
+        wanted &= only
+    pieces = _pieces(program, wanted, memory_budget)
+    bounds = [_visits(program, piece) for piece in pieces]
+    counts = [int(wanted[start:stop].sum()) for start, stop in bounds]
+    log = program.new_log(max(counts))
+    known = sorted(epoch for epoch in trajectory.checkpoints if epoch <= trajectory.n_epochs)
+    total = trajectory.n_epochs
+    with progress(total, description=description, show=show_progress, unit="epoch") as bar:
+        for first, behind in reversed(list(zip(known[:-1], known[1:], strict=True))):
+            states = _states_between(trajectory, first, behind, n_threads)
+            for epoch in range(behind - 1, first - 1, -1):
+                state = states.pop()
+                starts = [state]
+                for piece in pieces[:-1]:
+                    state = state.copy()
+                    program.run_epoch(state, epoch, strata=piece, n_threads=n_threads)
+                    starts.append(state)
+                for number in range(len(pieces) - 1, -1, -1):
+                    state, (start, stop) = starts.pop(), bounds[number]
+                    log.slots[:] = -1
+                    places = np.flatnonzero(wanted[start:stop]) + start
+                    log.slots[places] = np.arange(len(places))
+                    program.run_epoch(
+                        state, epoch, strata=pieces[number], log=log, n_threads=n_threads
+                    )
+                    if number == len(pieces) - 1 and epoch + 1 == behind:
+                        trajectory.check_reached(program.leave(state), behind)
+                    yield Stage(epoch, start, stop, log)
+                bar.update()
+
+
+def _states_between(trajectory: Trajectory, first: int, behind: int, n_threads: int) -> list[State]:
+    """Working states at the start of epochs ``first`` to ``behind - 1``."""
+    program = trajectory.program
+    states = [program.enter(trajectory.checkpoints[first])]
+    for epoch in range(first, behind - 1):
+        state = states[-1].copy()
+        program.run_epoch(state, epoch, n_threads=n_threads)
+        states.append(state)
+    return states
+
+
+def _visits(program: Program, strata: tuple[int, int]) -> tuple[int, int]:
+    pointers, n_groups = program.schedule.pointers, program.schedule.n_groups
+    return int(pointers[strata[0] * n_groups]), int(pointers[strata[1] * n_groups])
+
+
+def _pieces(program: Program, wanted: Visits, memory_budget: int) -> list[tuple[int, int]]:
+    """Cut the strata of an epoch into runs whose logs fit the budget."""
+    most = max(1, memory_budget // program.log_bytes)
+    pieces, start, held = [], 0, 0
+    for stratum in range(program.schedule.n_groups):
+        a, b = _visits(program, (stratum, stratum + 1))
+        count = int(wanted[a:b].sum())
+        if held and held + count > most:
+            pieces.append((start, stratum))
+            start, held = stratum, 0
+        held += count
+    return [*pieces, (start, program.schedule.n_groups)]
