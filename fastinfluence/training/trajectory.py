@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastinfluence.data import Interactions
     from fastinfluence.training.recipe import Recipe
 
-__all__ = ["Trajectory"]
+__all__ = ["Trajectory", "training_indices"]
 
 
 class Trajectory:
@@ -157,7 +157,7 @@ class Trajectory:
         if sample_weight is not None:
             weights = check_weights(sample_weight, len(self.data))
         weights = weights.copy()
-        weights[_training_indices(without, len(self.data))] = 0
+        weights[training_indices(without, len(self.data))] = 0
         program = self.program.reweighted(check_weights(weights, len(self.data)))
         return self._run(program, n_threads).tables
 
@@ -169,16 +169,30 @@ class Trajectory:
         return visits
 
 
-def _training_indices(without: object, n: int) -> npt.NDArray[np.int64]:
-    indices = np.asarray(without)
-    if indices.size == 0:
+def training_indices(indices: object, n: int, name: str = "without") -> npt.NDArray[np.int64]:
+    """Training indices as an int64 array, whatever integers they came as.
+
+    Parameters
+    ----------
+    indices : sequence of int
+    n : int
+        Number of training examples.
+    name : str
+        What an error calls the indices.
+
+    Raises
+    ------
+    DataError
+        No integers, or one outside the data (-1 marks an empty place of an explanation).
+    """
+    found = np.asarray(indices)
+    if found.size == 0:
         return np.zeros(0, np.int64)
-    if indices.dtype.kind not in "iu":
-        raise DataError(f"without takes training indices, not {indices.dtype}")
-    bad = (indices < 0) | (indices >= n)
+    if found.dtype.kind not in "iu":
+        raise DataError(f"{name} takes training indices, not {found.dtype}")
+    bad = (found < 0) | (found >= n)
     if bad.any():
         raise DataError(
-            f"without holds {indices[bad][0]}, which is no training index: they go from 0 to "
-            f"{n - 1:,}"
+            f"{name} holds {found[bad][0]}, which is no training index: they go from 0 to {n - 1:,}"
         )
-    return indices.astype(np.int64)
+    return found.astype(np.int64)
