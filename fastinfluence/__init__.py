@@ -10,7 +10,7 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):
     __path__.append(_os.path.dirname(_here))
 
 from fastinfluence import errors, functional  # noqa: E402
-from fastinfluence.attribution import Explanations, GradientRollback  # noqa: E402
+from fastinfluence.attribution import Explanations, GradientRollback, objectives  # noqa: E402
 from fastinfluence.data import Interactions, datasets, read_interactions  # noqa: E402
 from fastinfluence.errors import FastInfluenceError  # noqa: E402
 from fastinfluence.models import MatrixFactorization, load  # noqa: E402
@@ -29,5 +29,6 @@ __all__ = [
     "errors",
     "functional",
     "load",
+    "objectives",
     "read_interactions",
 ]

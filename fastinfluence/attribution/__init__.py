@@ -1,6 +1,7 @@
 """Attribution methods: one file each, one shared way to explain."""
 
+from fastinfluence.attribution import objectives
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 
-__all__ = ["Explanations", "GradientRollback"]
+__all__ = ["Explanations", "GradientRollback", "objectives"]

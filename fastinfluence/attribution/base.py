@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
 from fastinfluence.attribution.explanations import Explanations
+from fastinfluence.attribution.matrix import Combination, degrees_of_pairs, influence_on_pairs
+from fastinfluence.attribution.objectives import Objective, Score, as_objective
+from fastinfluence.attribution.quantities import Quantity
 from fastinfluence.attribution.queries import query_codes
 from fastinfluence.errors import NotFittedError, ParameterError
-from fastinfluence.kernels.structures import Top
+from fastinfluence.kernels.structures import Tables, Top
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.matrix_factorization import MatrixFactorization, scores
 from fastinfluence.progress import progress
@@ -93,9 +96,10 @@ class RowAttribution(ABC):
 
         Parameters
         ----------
-        queries : sequence of (user, item) pairs, (n, 2) array, table or Interactions
+        queries : sequence of (user, item) pairs, (n, 2) array, table, Interactions, or Objective
             Raw ids. A pair may have been trained on; a user or item without ratings has
-            fewer examples, or none.
+            fewer examples, or none. A `fastinfluence.objectives.Margin` or `HeldOutLoss`
+            explains something else than the score, its value is then the `prediction`.
         k : int, default 10
         proponents : bool, default True
             The examples that raised the score most; False: those that lowered it most.
@@ -114,32 +118,42 @@ class RowAttribution(ABC):
         UnknownIdError
             A user or item is not in the training data.
         ParameterError
-            k < 1.
+            k < 1, or an objective that is not about pairs (a `Mean`, a `Function`).
 
         Notes
         -----
         O((d_u + d_i) * n_factors) a query, d_u and d_i the numbers of examples of its user and
         item; memory O(n_queries * k). The n_queries x n_train matrix never exists.
         """
-        users, items = query_codes(queries, self.data)
-        size = _check_batch(batch_size)
         readout.check_k(k)
-        tops = []
-        starts = range(0, max(len(users), 1), size)
-        for start in progress(starts, description="explain", show=show_progress, unit="batch"):
-            batch = slice(start, start + size)
-            tops.append(
-                self._top(
-                    users[batch], items[batch], k, proponents, totals=True,
-                    n_threads=self._n_threads,
-                )
-            )  # fmt: skip
+        objective = as_objective(queries)
+        size = _check_batch(batch_size)
+        if isinstance(objective, Score):
+            users, items = query_codes(objective.queries, self.data)
+            prediction = self._scores(users, items, n_threads=self._n_threads)
+            batches = _equal_batches(len(users), size)
+        else:
+            quantity, combination = self._combine(objective)
+            users, items = _main_pairs(quantity, objective)
+            prediction = quantity.values(*self._parameters)
+            batches = (
+                combination.batches() if batch_size is None else _equal_batches(len(users), size)
+            )
+
+        def top_of(start: int, stop: int) -> Top:
+            if not isinstance(objective, Score):
+                return combination.top(start, stop, k, proponents=proponents)
+            pairs = users[start:stop], items[start:stop]
+            return self._top(*pairs, k, proponents, totals=True, n_threads=self._n_threads)
+
+        bar = progress(batches, description="explain", show=show_progress, unit="batch")
+        tops = [top_of(*batch) for batch in bar]
         # A single batch, the usual case, is not copied.
         top = tops[0] if len(tops) == 1 else Top(*map(np.concatenate, zip(*tops, strict=True)))
         return Explanations(
             users=users,
             items=items,
-            prediction=self._scores(users, items, n_threads=self._n_threads),
+            prediction=prediction,
             train_index=top.indices,
             influence=top.values,
             total_influence=top.totals,
@@ -170,7 +184,7 @@ class RowAttribution(ABC):
         Parameters
         ----------
         path : path-like
-        queries : as for `explain`, or None for every pair of a user and an item
+        queries : pairs as for `explain`, or None for every pair of a user and an item
         k, proponents, batch_size, show_progress
             As for `explain`.
         resume : bool, default False
@@ -253,9 +267,12 @@ class RowAttribution(ABC):
             n_threads=n_threads,
         )
 
+    @property
+    def _parameters(self) -> tuple[Tables, float]:
+        return self.model.trajectory_.end.tables, self.model.global_mean_
+
     def _scores(self, users: Codes, items: Codes, *, n_threads: int) -> npt.NDArray[Any]:
-        model = self.model
-        return scores(model.trajectory_.end.tables, model.global_mean_, users, items, n_threads)
+        return scores(*self._parameters, users, items, n_threads)
 
     # ---------------------------------------------------------------- influence
 
@@ -264,55 +281,77 @@ class RowAttribution(ABC):
     ) -> csr_array | npt.NDArray[np.floating[Any]]:
         """Influence (n_queries, n_train) of every training example on every query.
 
+        An objective other than a `Score` is followed through the scores it is made of: to first
+        order, which for a `Margin` and a `Mean` of scores is exact in the rows.
+
         Parameters
         ----------
-        queries : as for `explain`
+        queries : as for `explain`, and any Objective but a `Function`
         dense : bool, default False
             Return an array; otherwise a `scipy.sparse.csr_array` of the examples that share
             the user or the item of the query, in ascending order.
 
         Raises
         ------
+        UnknownIdError
+            A user or item is not in the training data.
         ParameterError
-            The result would not fit the memory budget (a quarter of RAM): use `explain`.
+            A `Function`, or the result would not fit the memory budget (a quarter of RAM): use
+            `explain`.
         """
         import scipy.sparse
 
-        users, items = query_codes(queries, self.data)
-        store, dtype = self.rows, self._item_vectors.dtype
-        starts, stops = store.find_pairs(users, items, self._n_threads)
-        degrees = np.diff(self.data.by_user.pointers)[users]
-        degrees = degrees + np.diff(self.data.by_item.pointers)[items] - (stops - starts)
-        pointers = np.concatenate([[0], np.cumsum(degrees)])
-        cells = len(users) * len(self.data) if dense else int(pointers[-1])
-        needed = cells * (dtype.itemsize + (0 if dense else 4))
+        objective = as_objective(queries)
+        if isinstance(objective, Score):
+            pairs = query_codes(objective.queries, self.data)
+            degrees = degrees_of_pairs(self.rows, *pairs, self._n_threads)
+            self._check_budget(len(degrees), int(degrees.sum()), dense)
+            matrix = self._pair_influence(*pairs, degrees)
+        else:
+            quantity, combination = self._combine(objective)
+            self._check_budget(len(quantity), combination.n_entries, dense)
+            parts = [combination.rows(*batch) for batch in combination.batches()]
+            matrix = scipy.sparse.vstack(parts, format="csr")
+        return matrix.toarray() if dense else matrix
+
+    def _pair_influence(
+        self, users: Codes, items: Codes, degrees: npt.NDArray[np.int64]
+    ) -> csr_array:
+        return influence_on_pairs(
+            self.rows,
+            (self._item_vectors, self._user_vectors),
+            users,
+            items,
+            degrees,
+            len(self.data),
+            self._n_threads,
+        )
+
+    def _combine(self, objective: Objective) -> tuple[Quantity, Combination]:
+        """Bind an objective that is not a score, and tell how it is made of scores."""
+        quantity = objective.bind(self.data, self.model.trajectory_.recipe)
+        weights = quantity.pairs(*self._parameters)
+        if weights is None:
+            raise ParameterError(
+                f"{type(self).__name__} only knows what examples did to scores, and "
+                f"{type(objective).__name__} may be of anything: use Replay(model).influence(), "
+                "which differentiates through training"
+            )
+        degrees = degrees_of_pairs(self.rows, weights.users, weights.items, self._n_threads)
+        return quantity, Combination(
+            weights, len(quantity), len(self.data), degrees, self._pair_influence
+        )
+
+    def _check_budget(self, n_queries: int, n_entries: int, dense: bool) -> None:
+        size = self._item_vectors.dtype.itemsize
+        needed = n_queries * len(self.data) * size if dense else n_entries * (size + 4)
         if needed > memory_budget():
             raise ParameterError(
-                f"the influence of {len(users):,} queries takes {needed / 2**30:.1f} GiB, more "
+                f"the influence of {n_queries:,} queries takes {needed / 2**30:.1f} GiB, more "
                 f"than the budget of {memory_budget() / 2**30:.1f} GiB: ask for fewer queries"
                 + (", dense=False," if dense else "")
                 + " or use explain, which keeps only the k most influential"
             )
-        indices, values = np.empty(pointers[-1], np.int32), np.empty(pointers[-1], dtype)
-
-        def part(start: int, stop: int) -> None:
-            dispatch.kernels("rows").sparse_influence(
-                store.user_side,
-                store.item_side,
-                self._item_vectors,
-                self._user_vectors,
-                users[start:stop],
-                items[start:stop],
-                pointers[start : stop + 1],
-                indices,
-                values,
-            )
-
-        parts = dispatch.even_parts(degrees + 1.0, 4 * self._n_threads)
-        dispatch.run_parts(part, parts, self._n_threads)
-        shape = (len(users), len(self.data))
-        matrix = scipy.sparse.csr_array((values, indices, pointers), shape=shape)
-        return matrix.toarray() if dense else matrix
 
     def self_influence(self) -> npt.NDArray[np.floating[Any]]:
         """Influence (n_train,) of every training example on the score of its own pair.
@@ -340,6 +379,20 @@ class RowAttribution(ABC):
         work = np.ones(len(self.data))
         dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
         return result
+
+
+def _main_pairs(quantity: Quantity, objective: Objective) -> tuple[Codes, Codes]:
+    if quantity.users is None or quantity.items is None:
+        raise ParameterError(
+            f"{type(objective).__name__} is not about pairs of a user and an item, so there are "
+            "no predictions to explain: use influence()"
+        )
+    return quantity.users, quantity.items
+
+
+def _equal_batches(n: int, size: int) -> list[tuple[int, int]]:
+    """Bounds of batches of n queries; one batch, an empty one, of none."""
+    return [(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
 
 
 def _check_batch(batch_size: int | None, default: int = _MOST_QUERIES) -> int:
