@@ -10,7 +10,12 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):
     __path__.append(_os.path.dirname(_here))
 
 from fastinfluence import errors, functional  # noqa: E402
-from fastinfluence.attribution import Explanations, GradientRollback, objectives  # noqa: E402
+from fastinfluence.attribution import (  # noqa: E402
+    CurvatureRollback,
+    Explanations,
+    GradientRollback,
+    objectives,
+)
 from fastinfluence.data import Interactions, datasets, read_interactions  # noqa: E402
 from fastinfluence.errors import FastInfluenceError  # noqa: E402
 from fastinfluence.models import MatrixFactorization, load  # noqa: E402
@@ -19,6 +24,7 @@ from fastinfluence.training import Trajectory  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "CurvatureRollback",
     "Explanations",
     "FastInfluenceError",
     "GradientRollback",

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 __all__ = [
+    "Adjoint",
+    "Curvature",
     "Examples",
     "Exclusions",
     "Hyper",
@@ -21,6 +23,7 @@ __all__ = [
     "Side",
     "Tables",
     "Top",
+    "Touches",
 ]
 
 Array = npt.NDArray[Any]
@@ -81,12 +84,36 @@ class Log(NamedTuple):
     items: Array  # (m, C) int32: candidates, -1 where fewer were drawn
     gradients: Array  # (m, C): dL/df of every candidate
     curvatures: Array  # (m, C): see losses.candidate_curvatures
+    scores: Array  # (m, C): f of every candidate
     user_rows: Array  # (m, k): before the step
     user_biases: Array  # (m,)
     item_rows: Array  # (m * C, k): before the step
     item_biases: Array  # (m, C)
     user_squares: Array  # (m, k + 1): Adagrad's sums behind the step, bias last; else (0, k + 1)
     item_squares: Array  # (m * C, k + 1)
+
+
+class Touches(NamedTuple):
+    """Which steps touched each of some rows, in the order of the visits."""
+
+    pointers: Array  # (n_rows + 1,) int64
+    entries: Array  # (m,) int64: visit * C + candidate; users: visit * C
+
+
+class Curvature(NamedTuple):
+    """What Curvature Rollback carries backwards for each of some rows; see rank4."""
+
+    matrices: Array  # (n_rows, (k + 1) * width): M transposed, without its last row
+    last_rows: Array  # (n_rows, width + 16): the row of M that makes the bias
+    values: Array  # (n_rows, width): M times the row, factors
+    bias_values: Array  # (n_rows,)
+
+
+class Adjoint(NamedTuple):
+    """Derivatives of a block of quantities by every row, one quantity a lane; bias last."""
+
+    users: Array  # (n_users, k + 1, LANES)
+    items: Array  # (n_items, k + 1, LANES)
 
 
 class Side(NamedTuple):

@@ -1,7 +1,8 @@
 """Attribution methods: one file each, one shared way to explain."""
 
 from fastinfluence.attribution import objectives
+from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 
-__all__ = ["Explanations", "GradientRollback", "objectives"]
+__all__ = ["CurvatureRollback", "Explanations", "GradientRollback", "objectives"]

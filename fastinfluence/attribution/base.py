@@ -78,6 +78,9 @@ class RowAttribution(ABC):
     def rows(self) -> RowStore:
         """The row store the influences are read from."""
 
+    def _check_held(self, users: Codes, items: Codes) -> None:  # noqa: B027
+        """Raise ParameterError unless the store holds the rows of these users and items."""
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
 
@@ -256,6 +259,7 @@ class RowAttribution(ABC):
     def _top(
         self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool, n_threads: int
     ) -> Top:
+        self._check_held(users, items)
         return self.rows.top(
             self._item_vectors,
             self._user_vectors,
@@ -304,6 +308,7 @@ class RowAttribution(ABC):
         objective = as_objective(queries)
         if isinstance(objective, Score):
             pairs = query_codes(objective.queries, self.data)
+            self._check_held(*pairs)
             degrees = degrees_of_pairs(self.rows, *pairs, self._n_threads)
             self._check_budget(len(degrees), int(degrees.sum()), dense)
             matrix = self._pair_influence(*pairs, degrees)
@@ -337,6 +342,7 @@ class RowAttribution(ABC):
                 f"{type(objective).__name__} may be of anything: use Replay(model).influence(), "
                 "which differentiates through training"
             )
+        self._check_held(weights.users, weights.items)
         degrees = degrees_of_pairs(self.rows, weights.users, weights.items, self._n_threads)
         return quantity, Combination(
             weights, len(quantity), len(self.data), degrees, self._pair_influence

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.rows import RowStore
 from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.structures import Record
 from fastinfluence.models import MatrixFactorization
-from fastinfluence.training import Trajectory
 
 __all__ = ["GradientRollback"]
 
@@ -91,44 +92,25 @@ class GradientRollback(RowAttribution):
         if credit not in CREDITS:
             raise ParameterError(f"credit={credit!r} is not known: use 'update' or 'gradient'")
         self.credit = credit
-        self._rows = self._open_rows(model.trajectory_, row_dtype, path, show_progress)
+        trajectory = model.trajectory_
+
+        def record() -> tuple[Record, npt.NDArray[np.int64]]:
+            rows = trajectory.record
+            if rows is None:
+                rows = trajectory.replay(n_threads=self._n_threads, show_progress=show_progress)
+            return rows, trajectory.visits()
+
+        self._rows = RowStore.obtain(
+            trajectory,
+            record,
+            (self.data.by_user, self.data.by_item),
+            meta={"method": self.name},
+            dtype=row_dtype,
+            path=path,
+            n_threads=self._n_threads,
+        )
 
     @property
     def rows(self) -> RowStore:
         """The changes credited to every example."""
         return self._rows
-
-    def _open_rows(
-        self,
-        trajectory: Trajectory,
-        dtype: str | None,
-        path: str | os.PathLike[str] | None,
-        show_progress: bool | None,
-    ) -> RowStore:
-        own = trajectory.recipe.dtype
-        allowed = ("float32", "bfloat16") if own == "float32" else (own,)
-        if dtype is not None and dtype not in allowed:
-            raise ParameterError(
-                f"row_dtype={dtype!r}: the rows of a {own} model are stored as "
-                f"{' or '.join(allowed)}"
-            )
-        orders = (self.data.by_user, self.data.by_item)
-        meta: dict[str, Any] = {}
-        if path is not None:
-            meta = {
-                "method": self.name,
-                "model": trajectory.fingerprint(),
-                "dtype": dtype or own,
-            }
-            if Path(path).exists():
-                return RowStore.open(path, *orders, meta=meta)
-        record = trajectory.record
-        if record is None:
-            record = trajectory.replay(n_threads=self._n_threads, show_progress=show_progress)
-        store = RowStore.build(
-            record, trajectory.visits(), *orders, dtype=dtype, n_threads=self._n_threads
-        )
-        if path is None:
-            return store
-        store.save(path, meta=meta)
-        return RowStore.open(path, *orders, meta=meta)

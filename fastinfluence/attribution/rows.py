@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from fastinfluence.storage import read_run, write_run
 if TYPE_CHECKING:
     import os
 
-__all__ = ["ROW_DTYPES", "RowStore"]
+    from fastinfluence.training import Trajectory
+
+__all__ = ["ROW_DTYPES", "Grouping", "RowStore", "only_groups"]
 
 KIND = "row-store"
 ROW_DTYPES = ("float32", "float64", "bfloat16")
@@ -87,6 +91,57 @@ class RowStore:
             sides.append(side)
         return cls(*sides)
 
+    @classmethod
+    def obtain(
+        cls,
+        trajectory: Trajectory,
+        record: Callable[[], tuple[Record, npt.NDArray[np.int64]]],
+        orders: tuple[Grouping, Grouping],
+        *,
+        meta: dict[str, Any],
+        dtype: str | None,
+        path: str | os.PathLike[str] | None,
+        n_threads: int,
+    ) -> RowStore:
+        """Build the store of a model; with a path, write it there, or use what was written.
+
+        Parameters
+        ----------
+        trajectory : Trajectory
+            Of the model.
+        record : callable
+            Makes the rows: the record and the place of every training example in it.
+        orders : (by_user, by_item)
+        meta : dict
+            What else the rows depend on.
+        dtype, path, n_threads
+            See `build` and `open`.
+
+        Raises
+        ------
+        ParameterError
+            A dtype that rows of this model cannot have.
+        RunDirectoryError
+            `path` holds the rows of another model or method.
+        """
+        own = trajectory.recipe.dtype
+        allowed = ("float32", "bfloat16") if own == "float32" else (own,)
+        if dtype is not None and dtype not in allowed:
+            raise ParameterError(
+                f"row_dtype={dtype!r}: the rows of a {own} model are stored as "
+                f"{' or '.join(allowed)}"
+            )
+        meta = meta | {"dtype": dtype or own}
+        if path is not None:
+            meta["model"] = trajectory.fingerprint()
+            if Path(path).exists():
+                return cls.open(path, *orders, meta=meta)
+        store = cls.build(*record(), *orders, dtype=dtype, n_threads=n_threads)
+        if path is None:
+            return store
+        store.save(path, meta=meta)
+        return cls.open(path, *orders, meta=meta)
+
     @property
     def dtype(self) -> str:
         """Of the stored rows."""
@@ -102,24 +157,33 @@ class RowStore:
 
     @cached_property
     def by_pair(self) -> npt.NDArray[np.int64]:
-        """Training indices (n,) sorted by (user, item, index)."""
-        n_users = len(self.user_side.pointers) - 1
-        users = _group_of(self.user_side)
-        order: npt.NDArray[np.int64]
-        _, order = dispatch.kernels("grouping").count_sort(users, n_users, self.item_side.order)
+        """Training indices of the examples in user order, sorted by (user, item, index)."""
+        count_sort = dispatch.kernels("grouping").count_sort
+        members = self.user_side.order
+        items = _group_of(self.item_side, self._n_examples)[members] + 1  # 0: of no known item
+        users = _group_of(self.user_side, self._n_examples)[members]
+        by_item = count_sort(items, len(self.item_side.pointers))[1]
+        order: npt.NDArray[np.int64] = members[
+            count_sort(users, len(self.user_side.pointers) - 1, by_item)[1]
+        ]
         return order
+
+    @property
+    def _n_examples(self) -> int:
+        sides = (self.user_side, self.item_side)
+        return max((int(side.order.max()) + 1 for side in sides if len(side.order)), default=0)
 
     @cached_property
     def known_items(self) -> Codes:
-        """Items (n,) of the examples sorted by pair."""
-        return _group_of(self.item_side)[self.by_pair]
+        """Items of the examples sorted by pair; -1 where the store does not hold them."""
+        return _group_of(self.item_side, self._n_examples)[self.by_pair]
 
     @cached_property
     def own_places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Places (in user order, in item order) of the examples sorted by pair, each (n,)."""
+        """Places (in user order, in item order) of the examples sorted by pair."""
         places = []
         for side in (self.user_side, self.item_side):
-            place = np.empty(len(side.order), np.int64)
+            place = np.full(self._n_examples, -1)
             place[side.order] = np.arange(len(side.order))
             places.append(place[self.by_pair])
         return places[0], places[1]
@@ -227,9 +291,18 @@ class RowStore:
         return cls(Side(run.arrays["user_rows"], *by_user), Side(run.arrays["item_rows"], *by_item))
 
 
-def _group_of(side: Side) -> Codes:
-    """Group (n,) of every training example."""
-    groups = np.empty(len(side.order), np.int32)
+def _group_of(side: Side, n_examples: int) -> Codes:
+    """Group (n_examples,) of every training example, -1 for those that are not held."""
+    groups = np.full(n_examples, -1, np.int32)
     numbers = np.arange(len(side.pointers) - 1, dtype=np.int32)
     groups[side.order] = np.repeat(numbers, np.diff(side.pointers))
     return groups
+
+
+def only_groups(grouping: Grouping, held: npt.NDArray[np.int64]) -> Grouping:
+    """Leave the examples of some groups in a grouping; the others become empty."""
+    pointers, order = grouping
+    sizes = np.zeros(len(pointers) - 1, np.int64)
+    sizes[held] = np.diff(pointers)[held]
+    kept = np.repeat(sizes > 0, np.diff(pointers))
+    return np.concatenate([[0], np.cumsum(sizes)]), order[kept]

@@ -8,6 +8,7 @@ once more to find the states in its middle, and then logged piece by piece.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,7 +74,7 @@ def backward(
     known = sorted(epoch for epoch in trajectory.checkpoints if epoch <= trajectory.n_epochs)
     total = trajectory.n_epochs
     with progress(total, description=description, show=show_progress, unit="epoch") as bar:
-        for first, behind in reversed(list(zip(known[:-1], known[1:], strict=True))):
+        for first, behind in reversed(list(itertools.pairwise(known))):
             states = _states_between(trajectory, first, behind, n_threads)
             for epoch in range(behind - 1, first - 1, -1):
                 state = states.pop()

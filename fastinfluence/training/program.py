@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import Examples, Hyper, Log, Record, Sampler, Tables
+from fastinfluence.memory import aligned_zeros
 from fastinfluence.training.recipe import Recipe
 from fastinfluence.training.schedule import Schedule
 
@@ -95,6 +96,11 @@ class Program:
     data : Interactions
     weights : (n,) float64
     recipe : Recipe
+
+    Attributes
+    ----------
+    places : (user_places, item_places)
+        Row of the working tables of every user code, of every item code.
     """
 
     def __init__(
@@ -105,7 +111,7 @@ class Program:
         self.dtype = np.dtype(recipe.dtype)
         self.schedule = Schedule.build(data, recipe.seed)
         self._orders = (self.schedule.user_order, self.schedule.pool)
-        self._places = tuple(np.argsort(order).astype(np.int32) for order in self._orders)
+        self.places = tuple(np.argsort(order).astype(np.int32) for order in self._orders)
         self.examples = self._in_order(data, self.schedule.order, weights)
         self.mean = float(np.mean(data.values, dtype=np.float64)) if self._squared else 0.0
         self.sampler = self._sampler()
@@ -113,7 +119,7 @@ class Program:
 
     def _sampler(self) -> Sampler:
         count_sort = dispatch.kernels("grouping").count_sort
-        data, (user_places, item_places) = self.data, self._places
+        data, (user_places, item_places) = self.data, self.places
         users, items = user_places[data.users], item_places[data.items]
         by_item = count_sort(items, data.n_items)[1]
         pointers, by_pair = count_sort(users, data.n_users, by_item)
@@ -160,7 +166,7 @@ class Program:
 
     def leave(self, state: State) -> State:
         """Copy working tables into the order of the codes."""
-        return _rearranged(state, self._places)
+        return _rearranged(state, self.places)
 
     @property
     def _squared(self) -> bool:
@@ -169,7 +175,7 @@ class Program:
     def _in_order(
         self, data: Interactions, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
     ) -> Examples:
-        user_places, item_places = self._places
+        user_places, item_places = self.places
         return Examples(
             user_places[data.users[order]],
             item_places[data.items[order]],
@@ -204,8 +210,8 @@ class Program:
         """Room for the row changes of every example, in the order of visits."""
         shape = (len(self.data), self.recipe.n_factors)
         return Record(
-            _aligned_zeros(shape, self.dtype),
-            _aligned_zeros(shape, self.dtype),
+            aligned_zeros(shape, self.dtype),
+            aligned_zeros(shape, self.dtype),
             np.zeros((len(self.data), 2), self.dtype),
         )
 
@@ -213,13 +219,23 @@ class Program:
         """Room for what `n_visits` steps see; `slots` are for the caller to fill."""
         k, c = self.recipe.n_factors, self.sampler.n_negatives + 1
         n_squares = n_visits if self.recipe.optimizer == "adagrad" else 0
-        shapes = (
-            (n_visits, c), (n_visits, c), (n_visits, k), (n_visits,), (n_visits * c, k),
-            (n_visits, c), (n_squares, k + 1), (n_squares * c, k + 1),
-        )  # fmt: skip
-        arrays = [_aligned_zeros(shape, self.dtype) for shape in shapes]
-        slots = np.full(len(self.data), -1, np.int32)
-        return Log(slots, np.zeros((n_visits, c), np.int32), *arrays)
+
+        def room(*shape: int) -> npt.NDArray[Any]:
+            return aligned_zeros(shape, self.dtype)
+
+        return Log(
+            slots=np.full(len(self.data), -1, np.int32),
+            items=np.zeros((n_visits, c), np.int32),
+            gradients=room(n_visits, c),
+            curvatures=room(n_visits, c),
+            scores=room(n_visits, c),
+            user_rows=room(n_visits, k),
+            user_biases=room(n_visits),
+            item_rows=room(n_visits * c, k),
+            item_biases=room(n_visits, c),
+            user_squares=room(n_squares, k + 1),
+            item_squares=room(n_squares * c, k + 1),
+        )
 
     @property
     def log_bytes(self) -> int:
@@ -279,22 +295,13 @@ class Program:
         )
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Zeros that begin on a cache line, so that rows of whole vectors do not straddle two."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    aligned: npt.NDArray[Any] = raw[start : start + size].view(dtype).reshape(shape)
-    return aligned
-
-
 def _rearranged(state: State, rows: tuple[npt.NDArray[Any], ...]) -> State:
     """Copies of all tables: rows[0] of those of the users, rows[1] of those of the items."""
 
     def tables(old: Tables | None) -> Tables | None:
         if old is None:
             return None
-        new = Tables(*(_aligned_zeros(table.shape, table.dtype) for table in old))
+        new = Tables(*(aligned_zeros(table.shape, table.dtype) for table in old))
         for number, (table, copied) in enumerate(zip(old, new, strict=True)):
             np.take(table, rows[number % 2], axis=0, out=copied, mode="clip")
         return new

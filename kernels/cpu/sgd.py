@@ -56,10 +56,11 @@ def _log_user(log, slot, row, bias):
 
 
 @inner_kernel
-def _log_item(log, slot, c, item, row, bias, gradient, curvature):
+def _log_item(log, slot, c, item, row, bias, score, gradient, curvature):
     log.items[slot, c] = item
     log.gradients[slot, c] = gradient
     log.curvatures[slot, c] = curvature
+    log.scores[slot, c] = score
     place = slot * log.items.shape[1] + c
     for f in range(row.shape[0]):
         log.item_rows[place, f] = row[f]
@@ -100,7 +101,8 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record, log):
             slot = log.slots[t]
             if slot >= 0:
                 _log_user(log, slot, p, b_u)
-                _log_item(log, slot, 0, i, q, b_i, error, type(error)(1))
+                score = error + examples.values[t]
+                _log_item(log, slot, 0, i, q, b_i, score, error, type(error)(1))
         shrink = weight * hyper.regularization
         push = weight * error
         if squares is None:
@@ -172,7 +174,7 @@ def _sampled_block(
                 for c in range(n_negatives + 1):
                     i = candidates[c]
                     q, b_i = item_factors[i], item_biases[i]
-                    _log_item(log, slot, c, i, q, b_i, gradients[c], curvatures[c])
+                    _log_item(log, slot, c, i, q, b_i, scores[c], gradients[c], curvatures[c])
 
         shrink = weight * hyper.regularization
         keep = type(shrink)(1) - rate * shrink

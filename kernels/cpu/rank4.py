@@ -1,0 +1,268 @@
+"""Four rank-one updates of a small matrix in one sweep, as LLVM vectors.
+
+A row's matrix M of Curvature Rollback meets its touches one after the other: multiply, then
+subtract an outer product. Done one at a time that is two sweeps over the matrix a touch and
+bound by loads and stores. Here four touches share one sweep: it subtracts the four outer
+products that are still pending and multiplies with the next four vectors; what the four lack of
+one another is put right afterwards with their inner products (`gram`, `finish`).
+
+The matrix is kept transposed, ``matrix[f * width + r] = M[r, f]``: f runs over the factors and
+the bias, r over the factors, padded with zeros to `width`, a multiple of 16. The last row of M,
+that of the bias, stands apart. Groups of four vectors are flat arrays, one after the other:
+vectors that are multiplied from the left of the bias row (`lefts`, `rights`) hold factors and
+bias padded to `stride` = width + 16.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .lanes import I64, LANES, Lanes, broadcast, first_lanes, is_vector, vectors
+
+__all__ = ["PAIRS", "RANK", "finish", "gram", "sweep"]
+
+RANK = 4
+PAIRS = [(q, r) for r in range(RANK) for q in range(r)]
+
+
+def _pointers(lanes: Lanes, signature: Any, args: Any, n: int) -> list[ir.Value]:
+    return [lanes.array(signature.args[i], args[i])[0] for i in range(n)]
+
+
+def _offset(lanes: Lanes, pointer: ir.Value, group: ir.Value, stride: ir.Value) -> ir.Value:
+    """Start of the vectors of a group of RANK."""
+    builder = lanes.builder
+    return builder.gep(pointer, [builder.mul(builder.mul(group, I64(RANK)), stride)])
+
+
+@intrinsic
+def sweep(
+    typing_context: Any,
+    matrix: Any,
+    pending: Any,
+    rights: Any,
+    pending_group: Any,
+    lefts: Any,
+    products: Any,
+    group: Any,
+    d: Any,
+    width: Any,
+) -> Any:
+    """``M += sum_r pending_r rights_r^T``, then ``products_r = M lefts_r``, r < 4.
+
+    Parameters
+    ----------
+    matrix : (d * width,)
+    pending, products : (groups * 4 * width,)
+    rights, lefts : (groups * 4 * (width + 16),)
+    pending_group, group : int
+        Which four of pending and rights, which four of lefts and products.
+    d, width : int
+        Factors and bias; factors padded.
+    """
+    if not is_vector(matrix, pending, rights, lefts, products):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        at = dict(zip("mprglyhdw", args, strict=True))
+        types_ = dict(zip("mprglyhdw", signature.args, strict=True))
+        data = {key: lanes.array(types_[key], at[key])[0] for key in "mprly"}
+        width, stride = at["w"], builder.add(at["w"], I64(LANES))
+        data["p"] = _offset(lanes, data["p"], at["g"], width)
+        data["r"] = _offset(lanes, data["r"], at["g"], stride)
+        data["l"] = _offset(lanes, data["l"], at["h"], stride)
+        data["y"] = _offset(lanes, data["y"], at["h"], width)
+        ranks = range(RANK)
+        across = [builder.mul(stride, I64(r)) for r in ranks]
+        down = [builder.mul(width, I64(r)) for r in ranks]
+        rights = [builder.gep(data["r"], [o]) for o in across]
+        lefts = [builder.gep(data["l"], [o]) for o in across]
+
+        def columns(first: ir.Value, n: int) -> None:
+            """All of 16 n columns (outputs) in registers, down the rows of the matrix."""
+            where = [builder.add(first, I64(LANES * v)) for v in range(n)]
+            held = [[lanes.load(data["p"], builder.add(o, c)) for c in where] for o in down]
+            sums = [[lanes.accumulator() for _ in where] for _ in ranks]
+            for row in sums:
+                for cell in row:
+                    builder.store(lanes.zero, cell)
+            with cgutils.for_range(builder, at["d"], intp=I64) as loop:
+                row = builder.mul(loop.index, width)
+                places = [builder.add(row, c) for c in where]
+                block = [lanes.load(data["m"], place) for place in places]
+                for r in ranks:
+                    x = builder.load(builder.gep(rights[r], [loop.index]))
+                    block = [
+                        lanes.fma(broadcast(builder, x), held[r][v], block[v]) for v in range(n)
+                    ]
+                for v in range(n):
+                    lanes.store(block[v], data["m"], places[v])
+                for r in ranks:
+                    x = broadcast(builder, builder.load(builder.gep(lefts[r], [loop.index])))
+                    for v in range(n):
+                        builder.store(lanes.fma(x, block[v], builder.load(sums[r][v])), sums[r][v])
+            for r in ranks:
+                for v in range(n):
+                    lanes.store(builder.load(sums[r][v]), data["y"], builder.add(down[r], where[v]))
+
+        pairs = builder.and_(width, I64(-2 * LANES))
+        with vectors(builder, pairs, 2 * LANES) as (index, _):
+            columns(index, 2)
+        with builder.if_then(builder.icmp_signed(">", width, pairs)):
+            columns(pairs, 1)
+        return context.get_dummy_value()
+
+    integers = [types.intp]
+    signature = types.void(
+        matrix, pending, rights, *integers, lefts, products, *integers, *integers, *integers
+    )
+    return signature, codegen
+
+
+@intrinsic
+def gram(
+    typing_context: Any,
+    last_row: Any,
+    pending: Any,
+    old_rights: Any,
+    pending_group: Any,
+    lefts: Any,
+    rights: Any,
+    group: Any,
+    stride: Any,
+    result: Any,
+) -> Any:
+    """Do for the bias row of M what `sweep` does for the others, and multiply all pairs.
+
+    ``last_row += sum_r pending[4 g + r] old_rights_r``; then ``result[r] = last_row . lefts_r``
+    and ``result[4 + n] = rights_q . lefts_r`` for pair n, (q, r), of `PAIRS`.
+    """
+    if not is_vector(last_row, pending, old_rights, lefts, rights, result):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        last, push, old, left, right, out = (
+            lanes.array(signature.args[i], args[i])[0] for i in (0, 1, 2, 4, 5, 8)
+        )
+        before, group, stride = args[3], args[6], args[7]
+        old = _offset(lanes, old, before, stride)
+        left, right = (_offset(lanes, p, group, stride) for p in (left, right))
+        push = _offset(lanes, push, before, I64(1))
+        ranks = range(RANK)
+        steps = [broadcast(builder, builder.load(builder.gep(push, [I64(r)]))) for r in ranks]
+        across = [builder.mul(stride, I64(r)) for r in ranks]
+        sums = [lanes.accumulator() for _ in range(RANK + len(PAIRS))]
+        for cell in sums:
+            builder.store(lanes.zero, cell)
+        with vectors(builder, stride, LANES) as (index, _):
+            row = lanes.load(last, index)
+            for r in ranks:
+                row = lanes.fma(steps[r], lanes.load(old, builder.add(across[r], index)), row)
+            lanes.store(row, last, index)
+            x = [lanes.load(left, builder.add(o, index)) for o in across]
+            z = [lanes.load(right, builder.add(o, index)) for o in across[:-1]]
+            products = [(row, x[r]) for r in ranks] + [(z[q], x[r]) for q, r in PAIRS]
+            for cell, (a, b) in zip(sums, products, strict=True):
+                builder.store(lanes.fma(a, b, builder.load(cell)), cell)
+        for number, cell in enumerate(sums):
+            total = lanes.tree_sum(builder.load(cell))
+            builder.store(total, builder.gep(out, [I64(number)]))
+        return context.get_dummy_value()
+
+    i = types.intp
+    signature = types.void(last_row, pending, old_rights, i, lefts, rights, i, i, result)
+    return signature, codegen
+
+
+@intrinsic
+def finish(
+    typing_context: Any,
+    products: Any,
+    pending: Any,
+    group: Any,
+    width: Any,
+    value: Any,
+    coefficients: Any,
+    rows: Any,
+    places: Any,
+    nowhere: Any,
+) -> Any:
+    """Put four products right, credit them to their examples, and leave them pending.
+
+    For r = 0 .. 3, with the coefficients ``corrections (6), own (4), decay (4), step (4),
+    push (4)``::
+
+        y_r += sum_{q < r} corrections[q, r] y_q
+        rows[places[r]] += own_r y_r + decay_r value
+        value += step_r y_r
+        pending_r = push_r y_r
+
+    A place below 0 is credited to `nowhere` (width,).
+    """
+    if not is_vector(products, pending, value, coefficients, places, nowhere):
+        return None
+    if not isinstance(rows, types.Array) or rows.ndim != 2 or rows.layout != "C":
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        y, pend, value, numbers, trash = (
+            lanes.array(signature.args[i], args[i])[0] for i in (0, 1, 4, 5, 8)
+        )
+        group, width = args[2], args[3]
+        rows = context.make_array(signature.args[6])(context, builder, args[6])
+        length = cgutils.unpack_tuple(builder, rows.shape)[1]
+        places = context.make_array(signature.args[7])(context, builder, args[7]).data
+        y, pend = (_offset(lanes, p, group, width) for p in (y, pend))
+        ranks = range(RANK)
+        scalars = [
+            broadcast(builder, builder.load(builder.gep(numbers, [I64(n)])))
+            for n in range(len(PAIRS) + 4 * RANK)
+        ]
+        corrections = dict(zip(PAIRS, scalars, strict=False))
+        own, decay, step, push = (
+            scalars[len(PAIRS) + n * RANK : len(PAIRS) + (n + 1) * RANK] for n in range(4)
+        )
+        targets = []
+        for r in ranks:
+            place = builder.load(builder.gep(places, [I64(r)]))
+            found = builder.gep(rows.data, [builder.mul(place, length)])
+            known = builder.icmp_signed(">=", place, I64(0))
+            targets.append(builder.select(known, found, trash))
+        down = [builder.mul(width, I64(r)) for r in ranks]
+
+        def body(index: ir.Value, load: Any, store: Any) -> None:
+            done: list[ir.Value] = []
+            held = lanes.load(value, index)
+            for r in ranks:
+                vector = lanes.load(y, builder.add(down[r], index))
+                for q in range(r):
+                    vector = lanes.fma(corrections[q, r], done[q], vector)
+                done.append(vector)
+                credit = lanes.fma(decay[r], held, load(targets[r]))
+                store(lanes.fma(own[r], vector, credit), targets[r])
+                held = lanes.fma(step[r], vector, held)
+                at = builder.add(down[r], index)
+                lanes.store(builder.fmul(push[r], vector), pend, at)
+            lanes.store(held, value, index)
+
+        whole = builder.and_(length, I64(-LANES))
+        with vectors(builder, whole, LANES) as (index, _):
+            body(index, lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
+        with builder.if_then(builder.icmp_signed(">", length, whole)):
+            mask = first_lanes(builder, builder.sub(length, whole))
+            body(
+                whole,
+                lambda p: lanes.load_first(p, whole, mask),
+                lambda v, p: lanes.store_first(v, p, whole, mask),
+            )
+        return context.get_dummy_value()
+
+    i = types.intp
+    signature = types.void(products, pending, i, i, value, coefficients, rows, places, nowhere)
+    return signature, codegen
