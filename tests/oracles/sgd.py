@@ -11,6 +11,7 @@ from rows that nobody changes before it is complete.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,16 +112,39 @@ def negatives(sampler, epoch, example, user, item, group):
     return found
 
 
-def sgd_epoch(theta, squares, examples, pointers, sampler, hyper, loss, epoch, record):
-    """One epoch in place; returns the sum of weighted losses.
+class Step(NamedTuple):
+    """One step of training; the dictionaries hold every row it touches, by name."""
 
-    `theta` and `squares` (None: plain SGD) come from `rows_of`. `record` is a dictionary of
-    (example position, "user" or "item") to the credit: the sum of the example's own
-    preconditioned gradients, ``-rate * weight * dl/drow``.
+    t: int  # position of the example in the order of visits
+    user: int
+    candidates: list[int]  # the example's own item, then its negatives
+    value: float
+    weight: float
+    rows: dict[tuple[str, int], np.ndarray]  # as they stand before the step
+    scores: list[float]  # of the candidates
+    gradients: dict[tuple[str, int], np.ndarray]  # dl/drow, without the weight
+    squares: dict[tuple[str, int], np.ndarray] | None  # Adagrad's sums, this step included
+    rates: dict[tuple[str, int], np.ndarray]  # learning rate of every coordinate
+    hyper: Any
+    loss: int
+
+    @property
+    def changes(self):
+        """What the step adds to each row."""
+        return {
+            name: -self.rates[name] * self.weight * gradient
+            for name, gradient in self.gradients.items()
+        }
+
+
+def steps(theta, squares, examples, pointers, sampler, hyper, loss, epoch):
+    """Train for one epoch, in place, and yield every step once it is made.
+
+    `theta` and `squares` (None: plain SGD) come from `rows_of`. Examples of weight 0 make no
+    step.
     """
     hyper = type(hyper)(*map(float, hyper))
     n_groups = math.isqrt(len(pointers) - 1)
-    total = 0.0
     for block in range(n_groups * n_groups):
         stratum, user_group = divmod(block, n_groups)
         item_group = (user_group + stratum) % n_groups
@@ -133,22 +157,48 @@ def sgd_epoch(theta, squares, examples, pointers, sampler, hyper, loss, epoch, r
             if loss != SQUARED and value > 0:
                 key = epoch, examples.ids[t]
                 candidates += negatives(sampler, *key, user, item, item_group)
-            f = scores(theta, user, candidates, hyper.mean)
-            total += weight * prediction_loss(f, value, loss)
-            credits = {
-                ("user", user): (t, "user"),
-                ("item", item): (t, "item"),
-            }
-            for name, gradient in gradients(theta, user, candidates, value, hyper, loss).items():
-                rate = hyper.learning_rate
+            slopes = gradients(theta, user, candidates, value, hyper, loss)
+            rates = {}
+            for name, slope in slopes.items():
+                rates[name] = np.full(len(slope), hyper.learning_rate)
                 if squares is not None:
-                    squares[name] = squares[name] + (weight * gradient) ** 2
-                    rate = rate / (np.sqrt(squares[name]) + hyper.epsilon)
-                change = -rate * weight * gradient
+                    squares[name] = squares[name] + (weight * slope) ** 2
+                    rates[name] /= np.sqrt(squares[name]) + hyper.epsilon
+                    # A coordinate that has never had a gradient (the user's bias in BPR) does
+                    # not move at any rate. Without this, 1 / epsilon would enter derivatives.
+                    rates[name][squares[name] == 0] = 0
+            step = Step(
+                t,
+                user,
+                candidates,
+                value,
+                weight,
+                {name: theta[name] for name in slopes},
+                scores(theta, user, candidates, hyper.mean),
+                slopes,
+                None if squares is None else {name: squares[name] for name in slopes},
+                rates,
+                hyper,
+                loss,
+            )
+            for name, change in step.changes.items():
                 theta[name] = theta[name] + change
-                if record is not None and name in credits:
-                    at = credits[name]
-                    record[at] = record.get(at, 0.0) + change
+            yield step
+
+
+def sgd_epoch(theta, squares, examples, pointers, sampler, hyper, loss, epoch, record):
+    """One epoch in place; returns the sum of weighted losses.
+
+    `record` is a dictionary of (example position, "user" or "item") to the credit: the sum of
+    the example's own preconditioned gradients, ``-rate * weight * dl/drow``.
+    """
+    total = 0.0
+    for step in steps(theta, squares, examples, pointers, sampler, hyper, loss, epoch):
+        total += step.weight * prediction_loss(step.scores, step.value, loss)
+        if record is not None:
+            for kind, number in (("user", step.user), ("item", step.candidates[0])):
+                at = step.t, kind
+                record[at] = record.get(at, 0.0) + step.changes[kind, number]
     return total
 
 
