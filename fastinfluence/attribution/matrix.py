@@ -136,8 +136,7 @@ class Combination:
             product = factors @ part
             total = product if total is None else total + product
         assert total is not None  # every query has a pair
-        total.eliminate_zeros()
-        total.sort_indices()
+        total.sort_indices()  # zeros are not among the entries of a product
         return total
 
     def top(self, start: int, stop: int, k: int, *, proponents: bool) -> Top:

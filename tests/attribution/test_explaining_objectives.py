@@ -33,6 +33,12 @@ def flat(parameters):
     return 1.0, {}
 
 
+def bound_values(why, objective):
+    trajectory = why.model.trajectory_
+    quantity = objective.bind(why.data, trajectory.recipe)
+    return quantity.values(trajectory.end.tables, why.model.global_mean_)
+
+
 def assert_matrix(found, expected):
     """A csr_array, each row sorted and without zeros, against a dense array."""
     assert found.has_canonical_format
@@ -49,6 +55,16 @@ def test_a_margin_is_a_difference_of_scores(why):
     objective = Margin(queries, over)
     assert_matrix(why.influence(objective), expected)
     assert same_bits(why.influence(objective, dense=True), why.influence(objective).toarray())
+
+
+def test_zeros_are_no_entries(why):
+    """Neither those of an item compared with itself nor those of a loss without a slope."""
+    same = Margin([(3, 5), (3, 5)], over=[5, 6])
+    assert np.diff(why.influence(same).indptr).tolist()[0] == 0
+    here = float(bound_values(why, Score([(3, 5)]))[0])
+    assert why.influence(HeldOutLoss([(3, 5)], here)).nnz == 0
+    listed = why.explain(same, k=3)
+    assert (listed.train_index == -1).tolist() == [[True] * 3, [False] * 3]
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
