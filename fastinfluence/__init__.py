@@ -9,7 +9,7 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):
     # A checkout that lost its symbolic link: the kernels live beside this package.
     __path__.append(_os.path.dirname(_here))
 
-from fastinfluence import errors, functional  # noqa: E402
+from fastinfluence import errors, evaluation, functional  # noqa: E402
 from fastinfluence.attribution import (  # noqa: E402
     CurvatureRollback,
     Explanations,
@@ -33,6 +33,7 @@ __all__ = [
     "Trajectory",
     "datasets",
     "errors",
+    "evaluation",
     "functional",
     "load",
     "objectives",

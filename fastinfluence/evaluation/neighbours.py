@@ -1,0 +1,133 @@
+"""What is asked about a model, and which training examples stand beside each query."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence.attribution.objectives import Quantity, as_objective
+from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.models import MatrixFactorization
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["adjacent_mask", "bind", "check_count", "sample_examples"]
+
+Codes = npt.NDArray[np.int64]
+
+
+def bind(model: Any, queries: Any) -> Quantity:
+    """Return what is asked, as a function of the model's parameters.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted.
+    queries : pairs as for `explain`, Objective, or Quantity of this model
+
+    Raises
+    ------
+    ParameterError, NotFittedError
+        The model is none, or not fitted.
+    DataError, UnknownIdError
+        No queries, or not of this model.
+    """
+    if not isinstance(model, MatrixFactorization):
+        raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
+    if not hasattr(model, "trajectory_"):
+        raise NotFittedError("the model is not fitted yet: call fit before evaluating it")
+    if isinstance(queries, Quantity):
+        return queries
+    return as_objective(queries).bind(model.data_, model.trajectory_.recipe)
+
+
+def adjacent_mask(
+    model: MatrixFactorization, quantity: Quantity, train_index: Codes
+) -> npt.NDArray[np.bool_]:
+    """Whether (n_queries, m) the example touches a row that the query depends on directly.
+
+    For a score that is every example of its user or item; for a margin also those of the other
+    item, for a mean those of any of its users and items.
+    """
+    of_users, of_items = _own_rows(model, quantity)
+    users, items = (codes[train_index] for codes in (model.data_.users, model.data_.items))
+    mask: npt.NDArray[np.bool_] = (of_users[:, users] + of_items[:, items]).toarray()
+    return mask
+
+
+def sample_examples(
+    model: MatrixFactorization,
+    queries: Any,
+    adjacent: int = 125,
+    others: int = 300,
+    rng: int | np.random.Generator = 0,
+) -> Codes:
+    """Draw examples to leave out: neighbours of every query, and others.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted.
+    queries : pairs as for `explain`, or Objective
+    adjacent : int, default 125
+        Examples that share a row with a query (its user, its item): so many of each query.
+    others : int, default 300
+        Examples drawn from all, for all queries together.
+    rng : int or Generator, default 0
+
+    Returns
+    -------
+    (m,) int64
+        Training indices, ascending; examples of weight 0, which no model has seen, are not
+        among them.
+    """
+    check_count("adjacent", adjacent)
+    check_count("others", others)
+    quantity, data = bind(model, queries), model.data_
+    generator = np.random.default_rng(rng)
+    seen = model.trajectory_.program.weights > 0
+    of_users, of_items = _own_rows(model, quantity)
+    chosen = [_some(np.flatnonzero(seen), others, generator)]
+    for q in range(len(quantity)):
+        # An example of both its user and its item stands in both lists.
+        own = np.union1d(
+            _examples_of(of_users, q, *data.by_user), _examples_of(of_items, q, *data.by_item)
+        )
+        chosen.append(_some(own[seen[own]], adjacent, generator))
+    return np.unique(np.concatenate(chosen))
+
+
+def check_count(name: str, value: object, least: int = 0) -> int:
+    """Return an integer of at least `least`, or raise ParameterError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ParameterError(f"{name} must be an integer >= {least}, not {value!r}")
+    return int(value)
+
+
+def _own_rows(model: MatrixFactorization, quantity: Quantity) -> tuple[csr_array, csr_array]:
+    """Whether each query's gradient has an entry at each user, and at each item: sparse bools."""
+    from scipy.sparse import csr_array
+
+    found = quantity.gradients(model.trajectory_.end.tables, model.global_mean_)
+    n, data = len(quantity), model.data_
+    of_users, of_items = (
+        csr_array((np.ones(len(codes), bool), (queries, codes)), shape=(n, size))
+        for queries, codes, size in (
+            (found.user_queries, found.users, data.n_users),
+            (found.item_queries, found.items, data.n_items),
+        )
+    )
+    return of_users, of_items
+
+
+def _examples_of(rows: csr_array, query: int, pointers: Codes, order: Codes) -> Codes:
+    groups = rows.indices[rows.indptr[query] : rows.indptr[query + 1]]
+    found = [order[pointers[g] : pointers[g + 1]] for g in groups]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _some(examples: Codes, n: int, generator: np.random.Generator) -> Codes:
+    return generator.choice(examples, min(n, len(examples)), replace=False)
