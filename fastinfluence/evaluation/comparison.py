@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence.attribution.objectives import as_objective
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.display import number, text_table
 from fastinfluence.evaluation.metrics import (
@@ -196,7 +197,8 @@ def compare(
     model = _common_model(named)
     check_count("bootstrap", bootstrap, 1)
     generator = np.random.default_rng(rng)
-    quantity = bind(model, queries)
+    objective = as_objective(queries)
+    quantity = bind(model, objective)
     if truth is not None:
         if train is not None or path is not None:
             raise ParameterError("truth is given: train and path would have no use")
@@ -205,7 +207,7 @@ def compare(
     influences, seconds = {}, {}
     for name, method in named.items():
         start = time.perf_counter()
-        influences[name] = method.influence(queries)
+        influences[name] = method.influence(objective)
         seconds[name] = time.perf_counter() - start
     if truth is None:
         if train is None:
@@ -214,9 +216,10 @@ def compare(
             model, quantity, train, n_threads=n_threads, path=path, show_progress=show_progress
         )
     estimates = {name: _columns(influences[name], truth.train_index) for name in named}
+    seed = int(generator.integers(2**62))  # the same resamples for every method and metric
     rows = []
     for name, method in named.items():
-        figures = _figures(estimates[name], truth, bootstrap, generator)
+        figures = _figures(estimates[name], truth, bootstrap, seed)
         rows.append({"method": name, "units": method.units, **figures, "seconds": seconds[name]})
     return Comparison(rows=rows, estimates=estimates, truth=truth)
 
@@ -236,9 +239,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _figures(
-    estimate: Floats, truth: Truth, bootstrap: int, generator: np.random.Generator
-) -> dict[str, Any]:
+def _figures(estimate: Floats, truth: Truth, bootstrap: int, seed: int) -> dict[str, Any]:
     enough = truth.adjacent.sum(axis=1) >= FEWEST
     figures: dict[str, Any] = {"n_queries": int(enough.sum())}
     for name, (metric, adjacent_only, statistic) in _METRICS.items():
@@ -246,7 +247,7 @@ def _figures(
         values = per_query(metric, estimate, truth.change, where, at_least=at_least)
         known = values[~np.isnan(values)]
         figures[name] = float(statistic(known)) if len(known) else np.nan
-        low, high = bootstrap_interval(known, bootstrap, rng=generator, statistic=statistic)
+        low, high = bootstrap_interval(known, bootstrap, rng=seed, statistic=statistic)
         figures |= {f"{name}_low": low, f"{name}_high": high}
         if name == "spearman_adjacent":
             figures[f"{name}_min"] = float(known.min()) if len(known) else np.nan

@@ -220,8 +220,8 @@ def noise_ceiling(
     Parameters
     ----------
     truths : (n_seeds, n_queries, m)
-        At least two seeds; with an odd number each half leaves one out, and R follows
-        Spearman and Brown for that length: ``n r / (1 + (n - 1) r)``, n seeds to a half's.
+        At least two seeds. Of an odd number S each split leaves one out; R is then that of a
+        mean over ``n = S / (S // 2)`` halves (Spearman and Brown), ``n r / (1 + (n - 1) r)``.
     where, at_least
         As for `per_query`.
     rng : int or Generator, default 0

@@ -64,12 +64,13 @@ def leave_out(
     model : MatrixFactorization
         Fitted.
     queries : pairs as for `explain`, or Objective
-        What is explained; see `fastinfluence.objectives`.
+        What is explained; see `fastinfluence.objectives`. A `Function` is called from several
+        threads at once.
     sets : sequence of n_sets sequences of int
         Training indices. A set may hold all examples of a user, whose row then stays where it
         started, with bias 0.
     n_threads : int, optional
-        Retrainings at a time; never changes a result.
+        Retrainings at a time; it never changes a result.
     path : path-like, optional
         Folder that keeps the results: a call that was killed goes on behind the retrainings it
         finished when it is repeated, and a finished one is read.
@@ -132,9 +133,14 @@ def retrain_values(
             return
         again = _predrawn(trajectory, n_threads)
         again.verify(n_threads=n_threads)
+        # A training a thread, unless there are too few to go round.
+        at_a_time, each = n_threads, 1
+        if len(removals) - start < n_threads:
+            at_a_time, each = 1, n_threads
 
         def values_without(number: int) -> Floats:
-            values = quantity.values(again.retrain(without=removals[number]), mean)
+            tables = again.retrain(without=removals[number], n_threads=each)
+            values = quantity.values(tables, mean)
             if not np.isfinite(values).all():
                 raise FastInfluenceError(
                     f"training without removals[{number}] diverged: a model this close to "
@@ -147,7 +153,7 @@ def retrain_values(
             len(removals), description="retrain", show=show_progress, unit="retraining"
         ) as bar:
             bar.update(start)
-            for values in dispatch.in_order(values_without, numbers, n_threads):
+            for values in dispatch.in_order(values_without, numbers, at_a_time):
                 take(values)
                 bar.update()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence.attribution.objectives import Quantity, as_objective
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.metrics import FEWEST, noise_ceiling
 from fastinfluence.evaluation.neighbours import adjacent_mask, bind, check_count
@@ -278,6 +279,8 @@ def multi_seed(
     chosen = tuple(check_count("a seed", seed) for seed in seeds)
     if len(set(chosen)) < max(2, len(chosen)):
         raise ParameterError(f"two or more different seeds are needed, not {list(seeds)}")
+    if not isinstance(queries, Quantity):
+        queries = as_objective(queries)  # an iterator is gone through only once
     bind(model, queries)  # errors come before any work
     truths = []
     for seed in chosen:

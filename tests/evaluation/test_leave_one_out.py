@@ -227,7 +227,7 @@ def test_multi_seed(tmp_path):
     weights = np.linspace(0.5, 1.5, 60)
     keywords = {"n_factors": 3, "loss": "logistic", "n_epochs": 2, "learning_rate": 0.1}
     model = MatrixFactorization(**keywords, rng=0).fit(data, sample_weight=weights)
-    seeds = multi_seed(model, PAIRS, [4, 0, 9], [5, 6, 7], path=tmp_path)
+    seeds = multi_seed(model, iter(PAIRS), [4, 0, 9], [5, 6, 7], path=tmp_path)
     assert isinstance(seeds, SeedTruth)
     assert seeds.seeds == (4, 0, 9)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["seed-0", "seed-4", "seed-9"]

@@ -23,6 +23,7 @@ from fastinfluence.errors import (
 from fastinfluence.evaluation import leave_out, retrain_values, retraining
 from fastinfluence.models.matrix_factorization import scores
 from fastinfluence.storage import ShardWriter
+from fastinfluence.training import Trajectory
 
 PAIRS = [(0, 0), (3, 5), (7, 1)]
 USERS, ITEMS = np.array(PAIRS, np.int32).T
@@ -81,6 +82,22 @@ def test_threads_change_no_bit(loss):
     sets = np.arange(12)[:, None]
     one, two = (leave_out(model, PAIRS, sets, n_threads=n) for n in (1, 2))
     assert same_bits(one, two)
+
+
+def test_a_single_retraining_uses_all_threads(monkeypatch):
+    model = fit(ratings(130, 90, 4_100))  # two groups, so that one training can use two threads
+    used = []
+    retrain = Trajectory.retrain
+
+    def noted(self, **keywords):
+        used.append(keywords["n_threads"])
+        return retrain(self, **keywords)
+
+    monkeypatch.setattr(Trajectory, "retrain", noted)
+    two = leave_out(model, PAIRS, [[0]], n_threads=2)
+    assert same_bits(two, leave_out(model, PAIRS, [[0]], n_threads=1))
+    assert same_bits(two, leave_out(model, PAIRS, [[0], [1]], n_threads=2)[:, :1].copy())
+    assert used == [2, 1, 1, 1]
 
 
 def test_weights_of_the_run_stay():
