@@ -63,7 +63,8 @@ class Comparison:
         - ``relative_error``: mean of ``mean |A - D| / mean |D|``;
         - ``top1_ratio``: mean of ``D[argmax A] / max D``;
 
-        and ``seconds``, which the call of ``influence`` took. All but ``spearman_all`` are over
+        and ``seconds``, which the call of ``influence`` took (the first one in a process also
+        loads compiled code). All but ``spearman_all`` are over
         adjacent examples, of the ``n_queries`` queries that have 15 of them or more; NaN
         where none has.
     estimates : dict of str to (n, m) float64
