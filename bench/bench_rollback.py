@@ -8,7 +8,7 @@ import pytest
 from comparison import compare, fact, timed
 
 import fastinfluence as fi
-from fastinfluence.attribution.rows import RowStore
+from fastinfluence.attribution.rows import RowStore, recorded
 
 SUITE = "Gradient Rollback, rebuilt from the Trajectory"
 
@@ -51,7 +51,10 @@ def bench_row_store(
     def build() -> None:
         stores[:] = [
             RowStore.build(
-                record, visits, data.by_user, data.by_item, dtype=dtype, n_threads=threads
+                recorded(record, visits),
+                (data.by_user, data.by_item),
+                dtype=dtype,
+                n_threads=threads,
             )
         ]
 

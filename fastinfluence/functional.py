@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
-from fastinfluence.attribution.rows import RowStore
+from fastinfluence.attribution.rows import RowStore, recorded
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
 from fastinfluence.training.recipe import LOSSES
@@ -248,10 +248,8 @@ def pack_mf(
         raise DataError(f"{len(rows.biases)} rows, {len(u)} users and {len(i)} items do not match")
     count_sort = dispatch.kernels("grouping").count_sort
     return RowStore.build(
-        rows,
-        np.arange(len(u)),
-        count_sort(u, n_users),
-        count_sort(i, n_items),
+        recorded(rows, np.arange(len(u))),
+        (count_sort(u, n_users), count_sort(i, n_items)),
         dtype=row_dtype,
         n_threads=dispatch.thread_count(n_threads),
     )

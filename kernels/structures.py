@@ -28,6 +28,10 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+# Columns of Log.numbers: dL/df, curvature (see losses.candidate_curvatures), f, both biases before
+# the step, the example's weight and how many candidates it has.
+GRADIENT, CURVATURE, SCORE, ITEM_BIAS, USER_BIAS, WEIGHT, N_CANDIDATES = range(7)
+
 
 class Tables(NamedTuple):
     """Parameters, or anything shaped like them (Adagrad's sums of squared gradients)."""
@@ -91,13 +95,15 @@ class Log(NamedTuple):
     item_biases: Array  # (m, C)
     user_squares: Array  # (m, k + 1): Adagrad's sums behind the step, bias last; else (0, k + 1)
     item_squares: Array  # (m * C, k + 1)
+    numbers: Array  # (m * C, 8): GRADIENT, ... of every candidate, on one cache line
 
 
 class Touches(NamedTuple):
     """Which steps touched each of some rows, in the order of the visits."""
 
     pointers: Array  # (n_rows + 1,) int64
-    entries: Array  # (m,) int64: visit * C + candidate; users: visit * C
+    entries: Array  # (m,) int64: place in the log * C + candidate (0 for users)
+    places: Array  # (m,) int64: where the touch's credit goes, -1: nowhere
 
 
 class Curvature(NamedTuple):

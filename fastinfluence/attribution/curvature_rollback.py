@@ -13,15 +13,16 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.queries import query_codes
-from fastinfluence.attribution.rows import Grouping, RowStore, only_groups
+from fastinfluence.attribution.rows import Changes, Grouping, RowStore, only_groups
 from fastinfluence.errors import ParameterError
-from fastinfluence.kernels.structures import Curvature, Record, Tables, Touches
+from fastinfluence.kernels.structures import Curvature, Tables, Touches
 from fastinfluence.memory import aligned_zeros, memory_budget
 from fastinfluence.training.backward import Stage, backward
 
 if TYPE_CHECKING:
     from fastinfluence.models import MatrixFactorization
     from fastinfluence.training import Trajectory
+    from fastinfluence.training.program import Program
 
 __all__ = ["CurvatureRollback"]
 
@@ -117,12 +118,12 @@ class CurvatureRollback(RowAttribution):
             orders = (only_groups(orders[0], held[0]), only_groups(orders[1], held[1]))
             meta["rows"] = [zlib.crc32(codes.tobytes()) for codes in held]
 
-        def record() -> tuple[Record, Codes]:
+        def changes() -> tuple[Changes, Changes]:
             return _roll_back(model.trajectory_, held, self._n_threads, show_progress)
 
         self._rows = RowStore.obtain(
             model.trajectory_,
-            record,
+            changes,
             orders,
             meta=meta,
             dtype=row_dtype,
@@ -172,20 +173,23 @@ def _roll_back(
     held: tuple[Codes, Codes] | None,
     n_threads: int,
     show_progress: bool | None,
-) -> tuple[Record, Codes]:
-    """Credits of all examples, or of those of some users and items; and each one's place."""
-    program = trajectory.program
-    examples, places = program.examples, program.places
+) -> tuple[Changes, Changes]:
+    """Changes credited to all examples, or to those of some users and items."""
+    program, examples = trajectory.program, trajectory.program.examples
     if held is None:
         held = np.arange(trajectory.data.n_users), np.arange(trajectory.data.n_items)
-    rows = [np.sort(place[codes]).astype(np.int64) for place, codes in zip(places, held, strict=True)]
-    ours = np.isin(examples.users, rows[0]) | np.isin(examples.items, rows[1])
-    targets = np.where(ours, np.cumsum(ours) - 1, -1)
-    k = trajectory.recipe.n_factors
-    shapes = [(int(ours.sum()), width) for width in (k, k, 2)]
-    record = Record(*(aligned_zeros(shape, program.dtype) for shape in shapes))
+    rows = [
+        np.sort(place[codes]).astype(np.int64)
+        for place, codes in zip(program.places, held, strict=True)
+    ]
+    ours = np.isin(examples.users, rows[0]), np.isin(examples.items, rows[1])
     # Negatives may touch a row from any example.
-    only = ours if program.sampler.n_negatives == 0 else None
+    sampled = program.sampler.n_negatives > 0
+    only = None if sampled else ours[0] | ours[1]
+    changes = (
+        _no_changes(program, examples.users, ours[0]),
+        _no_changes(program, examples.items, ours[1]),
+    )
     for sides in _chunks(trajectory, rows):
         stages = backward(
             trajectory,
@@ -198,14 +202,30 @@ def _roll_back(
         known: dict[tuple[bool, int], Touches] = {}
         for stage in stages:
             for side in sides:
+                credited = changes[0 if side.of_users else 1]
                 key = (side.of_users, stage.start)
                 touches = known.get(key)
                 if touches is None:
-                    touches = _touches(side, program.examples.users, stage)
-                    if program.sampler.n_negatives == 0:  # the same in every epoch
+                    touches = _touches(side, examples.users, stage, credited.places)
+                    if not sampled:  # the same in every epoch
                         known[key] = touches
-                _walk(side, touches, trajectory, stage, targets, record, n_threads)
-    return record, targets[trajectory.visits()]
+                _walk(side, touches, program, stage, credited, n_threads)
+    visits = trajectory.visits()
+    by_user, by_item = (side._replace(places=side.places[visits]) for side in changes)
+    return by_user, by_item
+
+
+def _no_changes(
+    program: Program, rows: npt.NDArray[np.int32], ours: npt.NDArray[np.bool_]
+) -> Changes:
+    """Room for the changes of some visits, row after row: a walk then writes next to itself."""
+    count_sort = dispatch.kernels("grouping").count_sort
+    order = count_sort(rows, int(rows.max()) + 1)[1]
+    order = order[ours[order]]
+    places = np.full(len(rows), -1)
+    places[order] = np.arange(len(order))
+    shape = (len(order), program.recipe.n_factors)
+    return Changes(aligned_zeros(shape, program.dtype), np.zeros(len(order), program.dtype), places)
 
 
 def _chunks(trajectory: Trajectory, rows: list[Codes]) -> Iterator[list[_Side]]:
@@ -227,6 +247,7 @@ def _padded(k: int) -> int:
 
 
 def _side(of_users: bool, rows: Codes, end: Tables) -> _Side:
+    """Behind the last step: matrices that change nothing, and the rows as training left them."""
     factors = end.user_factors if of_users else end.item_factors
     biases = end.user_biases if of_users else end.item_biases
     k, dtype, n = factors.shape[1], factors.dtype, len(rows)
@@ -245,37 +266,37 @@ def _side(of_users: bool, rows: Codes, end: Tables) -> _Side:
     return _Side(of_users, lookup, state)
 
 
-def _touches(side: _Side, users: npt.NDArray[np.int32], stage: Stage) -> Touches:
-    """Which logged steps touched the rows of a side."""
+def _touches(side: _Side, users: npt.NDArray[np.int32], stage: Stage, places: Codes) -> Touches:
+    """Which logged steps touched the rows of a side, row after row."""
     log = stage.log
     n_candidates = log.items.shape[1]
     visits = np.flatnonzero(log.slots[stage.start : stage.stop] >= 0) + stage.start
+    slots = np.arange(len(visits))  # visits are logged one behind the other
     if side.of_users:
-        codes, entries = side.lookup[users[visits]], visits * n_candidates
+        codes, entries, targets = side.lookup[users[visits]], slots * n_candidates, places[visits]
     else:
         items = log.items[: len(visits)]
         found = items >= 0
         codes = side.lookup[items[found]]
-        entries = (visits[:, None] * n_candidates + np.arange(n_candidates))[found]
+        entries = (slots[:, None] * n_candidates + np.arange(n_candidates))[found]
+        targets = np.full(items.shape, -1)
+        targets[:, 0] = places[visits]
+        targets = targets[found]
     here = codes >= 0
     if not here.all():
-        codes, entries = codes[here], entries[here]
-    count_sort = dispatch.kernels("grouping").count_sort
-    pointers, order = count_sort(codes, len(side.state.values))
-    return Touches(pointers, entries[order])
+        codes, entries, targets = codes[here], entries[here], targets[here]
+    pointers, order = dispatch.kernels("grouping").count_sort(codes, len(side.state.values))
+    return Touches(pointers, entries[order], targets[order])
 
 
 def _walk(
     side: _Side,
     touches: Touches,
-    trajectory: Trajectory,
+    program: Program,
     stage: Stage,
-    targets: Codes,
-    record: Record,
+    credited: Changes,
     n_threads: int,
 ) -> None:
-    program = trajectory.program
-    credits = record.user_rows if side.of_users else record.item_rows
     roll_back_rows = dispatch.kernels("curvature").roll_back_rows
 
     def part(start: int, stop: int) -> None:
@@ -283,13 +304,11 @@ def _walk(
             side.state,
             touches,
             side.of_users,
-            program.examples,
             stage.log,
             program.hyper(stage.epoch),
             program.recipe.loss_code,
-            targets,
-            credits,
-            record.biases[:, 0 if side.of_users else 1],
+            credited.rows,
+            credited.biases,
             start,
             stop,
         )

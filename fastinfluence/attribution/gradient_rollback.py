@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-import numpy.typing as npt
-
 from fastinfluence.attribution.base import RowAttribution
-from fastinfluence.attribution.rows import RowStore
+from fastinfluence.attribution.rows import Changes, RowStore, recorded
 from fastinfluence.errors import ParameterError
-from fastinfluence.kernels.structures import Record
 from fastinfluence.models import MatrixFactorization
 
 __all__ = ["GradientRollback"]
@@ -94,15 +90,15 @@ class GradientRollback(RowAttribution):
         self.credit = credit
         trajectory = model.trajectory_
 
-        def record() -> tuple[Record, npt.NDArray[np.int64]]:
-            rows = trajectory.record
-            if rows is None:
-                rows = trajectory.replay(n_threads=self._n_threads, show_progress=show_progress)
-            return rows, trajectory.visits()
+        def changes() -> tuple[Changes, Changes]:
+            record = trajectory.record
+            if record is None:
+                record = trajectory.replay(n_threads=self._n_threads, show_progress=show_progress)
+            return recorded(record, trajectory.visits())
 
         self._rows = RowStore.obtain(
             trajectory,
-            record,
+            changes,
             (self.data.by_user, self.data.by_item),
             meta={"method": self.name},
             dtype=row_dtype,

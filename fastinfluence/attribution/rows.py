@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fastinfluence.training import Trajectory
 
-__all__ = ["ROW_DTYPES", "Grouping", "RowStore", "only_groups"]
+__all__ = ["ROW_DTYPES", "Changes", "Grouping", "RowStore", "only_groups", "recorded"]
 
 KIND = "row-store"
 ROW_DTYPES = ("float32", "float64", "bfloat16")
@@ -29,6 +29,22 @@ ROW_DTYPES = ("float32", "float64", "bfloat16")
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int32]
 Grouping = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class Changes(NamedTuple):
+    """What the examples changed in their users' rows, or in their items'."""
+
+    rows: Array  # (m, k)
+    biases: Array  # (m,)
+    places: npt.NDArray[np.int64]  # (n,): of every training example in the others
+
+
+def recorded(record: Record, visits: npt.NDArray[np.int64]) -> tuple[Changes, Changes]:
+    """Make a record of row changes, in the order of visits, one of changes for either side."""
+    return (
+        Changes(record.user_rows, record.biases[:, 0], visits),
+        Changes(record.item_rows, record.biases[:, 1], visits),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +63,8 @@ class RowStore:
     @classmethod
     def build(
         cls,
-        record: Record,
-        visits: npt.NDArray[np.int64],
-        by_user: Grouping,
-        by_item: Grouping,
+        changes: tuple[Changes, Changes],
+        orders: tuple[Grouping, Grouping],
         *,
         dtype: str | None = None,
         n_threads: int = 1,
@@ -59,34 +73,24 @@ class RowStore:
 
         Parameters
         ----------
-        record : Record
-            In any order of the examples.
-        visits : (n,) int64
-            Place of every training example in the record.
-        by_user, by_item : (pointers, order)
+        changes : (Changes, Changes)
+            Of the users' rows and of the items' rows, in any order of the examples.
+        orders : (by_user, by_item)
             Training indices grouped by user and by item, ascending in a group.
         dtype : {None, "float32", "float64", "bfloat16"}
-            Of the stored rows; None keeps that of the record.
+            Of the stored rows; None keeps that of the changes.
         n_threads : int
         """
         if dtype is not None and dtype not in ROW_DTYPES:
             raise ParameterError(
                 f"rows of dtype {dtype!r} cannot be stored: use one of {', '.join(ROW_DTYPES)}"
             )
-        if dtype == "bfloat16" and record.user_rows.dtype != np.float32:
+        if dtype == "bfloat16" and changes[0].rows.dtype != np.float32:
             raise ParameterError("bfloat16 rows need a model of dtype float32")
         sides = []
-        for column, (rows, (pointers, order)) in enumerate(
-            ((record.user_rows, by_user), (record.item_rows, by_item))
-        ):
+        for (rows, biases, places), (pointers, order) in zip(changes, orders, strict=True):
             side = readout.pack_side(
-                rows,
-                record.biases[:, column],
-                visits[order],
-                pointers,
-                order,
-                dtype=dtype,
-                n_threads=n_threads,
+                rows, biases, places[order], pointers, order, dtype=dtype, n_threads=n_threads
             )
             sides.append(side)
         return cls(*sides)
@@ -95,7 +99,7 @@ class RowStore:
     def obtain(
         cls,
         trajectory: Trajectory,
-        record: Callable[[], tuple[Record, npt.NDArray[np.int64]]],
+        changes: Callable[[], tuple[Changes, Changes]],
         orders: tuple[Grouping, Grouping],
         *,
         meta: dict[str, Any],
@@ -109,8 +113,8 @@ class RowStore:
         ----------
         trajectory : Trajectory
             Of the model.
-        record : callable
-            Makes the rows: the record and the place of every training example in it.
+        changes : callable
+            Makes what is stored, see `build`.
         orders : (by_user, by_item)
         meta : dict
             What else the rows depend on.
@@ -136,7 +140,7 @@ class RowStore:
             meta["model"] = trajectory.fingerprint()
             if Path(path).exists():
                 return cls.open(path, *orders, meta=meta)
-        store = cls.build(*record(), *orders, dtype=dtype, n_threads=n_threads)
+        store = cls.build(changes(), orders, dtype=dtype, n_threads=n_threads)
         if path is None:
             return store
         store.save(path, meta=meta)

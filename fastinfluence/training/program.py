@@ -235,6 +235,7 @@ class Program:
             item_biases=room(n_visits, c),
             user_squares=room(n_squares, k + 1),
             item_squares=room(n_squares * c, k + 1),
+            numbers=room(n_visits * c, 8),
         )
 
     @property

@@ -22,10 +22,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..structures import (
+    CURVATURE,
+    GRADIENT,
+    ITEM_BIAS,
+    N_CANDIDATES,
+    SCORE,
+    USER_BIAS,
+    WEIGHT,
+)
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .losses import BPR
-from .rank4 import PAIRS, RANK, finish, gram, sweep
+from .rank4 import PAIRS, RANK, finish, gram, put_scaled, sweep
 from .simd import prefetch
 
 __all__ = ["roll_back_rows"]
@@ -41,11 +50,13 @@ PREFETCH_TOUCHES = 8
 class _Work(NamedTuple):
     """Room for one batch of vectors and for what the batch before it has left pending."""
 
-    lefts: Any  # (room * stride,): D x, multiplied by M
-    products: Any  # (room * width,): y
-    pending: Any  # (room * width,): y times its push, to be joined with its right vector
+    lefts: Any  # (room, stride): D x, multiplied by M
+    products: Any  # (room, width): y
+    pending: Any  # (room, width): y times its push, to be joined with its right vector
     bias_pending: Any  # (room,)
-    nothing: Any  # (4 * stride,): zeros
+    nothing: Any  # (4, stride): zeros
+    no_push: Any  # (4, width): zeros
+    no_bias_push: Any  # (4,): zeros
     trash: Any  # (width,): credits of nobody
     diagonal: Any  # (d,): Adagrad's D
     inner: Any  # (4 + 6,): from `gram`
@@ -54,195 +65,179 @@ class _Work(NamedTuple):
     four: Any  # (4,): targets for `finish`
     steps: Any  # (room,): number of every vector's step in the batch, -1 for none
     targets: Any  # (room,): where its credit goes, -1 for nowhere
-    slopes: Any  # (room,): g
-    bends: Any  # (room,): h
-    alongs: Any  # (room,): x . row
     scalars: Any  # (room, 4): own, decay, step, push of `finish`
 
 
 @kernel
 def _new_work(most, k, width, dtype):
     room = (max(most, RANK) + RANK - 1) // RANK * RANK
-    stride = width + LANES
     return _Work(
-        np.zeros(room * stride, dtype),
-        np.empty(room * width, dtype),
-        np.empty(room * width, dtype),
-        np.zeros(room, dtype),
-        np.zeros(RANK * stride, dtype),
-        np.empty(width, dtype),
-        np.empty(k + 1, dtype),
-        np.empty(RANK + N_PAIRS, dtype),
-        np.empty(N_PAIRS + 4 * RANK, dtype),
-        np.empty(RANK, dtype),
-        np.empty(RANK, np.int64),
-        np.empty(room, np.int64),
-        np.empty(room, np.int64),
-        np.empty(room, dtype),
-        np.empty(room, dtype),
-        np.empty(room, dtype),
-        np.empty((room, 4), dtype),
+        lefts=np.zeros((room, width + LANES), dtype),
+        products=np.empty((room, width), dtype),
+        pending=np.empty((room, width), dtype),
+        bias_pending=np.zeros(room, dtype),
+        nothing=np.zeros((RANK, width + LANES), dtype),
+        no_push=np.zeros((RANK, width), dtype),
+        no_bias_push=np.zeros(RANK, dtype),
+        trash=np.empty(width, dtype),
+        diagonal=np.empty(k + 1, dtype),
+        inner=np.empty(RANK + N_PAIRS, dtype),
+        coefficients=np.empty(N_PAIRS + 4 * RANK, dtype),
+        bias_products=np.empty(RANK, dtype),
+        four=np.empty(RANK, np.int64),
+        steps=np.empty(room, np.int64),
+        targets=np.empty(room, np.int64),
+        scalars=np.empty((room, 4), dtype),
     )
 
 
 @inner_kernel
-def _count_vectors(of_users, loss, adagrad, log, slot):
+def _count_vectors(of_users, loss, adagrad, n_candidates):
     """Vectors x of one touch; at least one, if need be zero, to carry its regularization."""
     count = 1
     if of_users:
-        while count < log.items.shape[1] and log.items[slot, count] >= 0:
-            count += 1
-        if loss == BPR:
-            count = max(1, count - 1)
+        count = max(1, n_candidates - 1) if loss == BPR else n_candidates
     return count + 1 if adagrad else count
 
 
-@inner_kernel
-def _place_vector(row, bias, scales, adagrad, work, rights, start):
-    """Write a vector at `start`, scaled for either use."""
+@inner_kernel(forceinline=True)
+def _put(row, bias, scales, adagrad, work, rights, n):
+    """Make ``(row, bias)`` vector n, scaled for either use."""
     k = row.shape[0]
-    lefts, diagonal = work.lefts, work.diagonal
-    left, right = scales
     if adagrad:
+        left, right = work.lefts[n], rights[n]
         for f in range(k):
-            x = row[f]
-            lefts[start + f] = diagonal[f] * x
-            rights[start + f] = x
-        lefts[start + k] = diagonal[k] * bias
-        rights[start + k] = bias
+            left[f] = work.diagonal[f] * row[f]
+            right[f] = row[f]
+        left[k] = work.diagonal[k] * bias
+        right[k] = bias
     else:
-        for f in range(k):
-            x = row[f]
-            lefts[start + f] = left * x
-            rights[start + f] = right * x
-        lefts[start + k] = left * bias
-        rights[start + k] = right * bias
+        put_scaled(row, scales[0], work.lefts, n)
+        put_scaled(row, scales[1], rights, n)
+        work.lefts[n, k] = scales[0] * bias
+        rights[n, k] = scales[1] * bias
 
 
 @inner_kernel
-def _place_difference(row, other, scales, adagrad, work, rights, start):
-    """Write ``row - other``, whose biases cancel."""
+def _put_difference(row, other, scales, adagrad, work, rights, n):
+    """Make ``row - other`` vector n; the biases cancel."""
     k = row.shape[0]
-    lefts, diagonal = work.lefts, work.diagonal
-    left, right = scales
+    left, right = work.lefts[n], rights[n]
     for f in range(k):
         x = row[f] - other[f]
-        lefts[start + f] = (diagonal[f] if adagrad else left) * x
-        rights[start + f] = x if adagrad else right * x
-    lefts[start + k] = 0
-    rights[start + k] = 0
+        left[f] = (work.diagonal[f] if adagrad else scales[0]) * x
+        right[f] = x if adagrad else scales[1] * x
+    left[k] = 0
+    right[k] = 0
 
 
-@inner_kernel
-def _place_touch(of_users, loss, adagrad, hyper, log, slot, c, n, scales, work, rights):
-    """Write the vectors of one touch behind the n of the batch; returns their new number."""
-    one = hyper.learning_rate * 0 + 1
-    stride = work.nothing.shape[0] // RANK
-    n_candidates = log.items.shape[1]
-    place = slot * n_candidates
-    first, behind = (0, n_candidates) if of_users else (c, c + 1)
-    if loss == BPR and of_users:
-        first = 1
+@inner_kernel(forceinline=True)
+def _put_touch(of_users, loss, adagrad, hyper, log, entry, first, behind, n, work, rights, scales):
+    """Make the vectors of one touch, and the scalars that go with them, from vector n on.
+
+    `entry` is the touched candidate's; its vectors are made of the entries ``first`` to
+    ``behind - 1``. Returns the number of vectors.
+    """
+    zero, one = type(hyper.mean)(0), type(hyper.mean)(1)
+    slot = entry // log.items.shape[1]
+    weight = log.numbers[entry, WEIGHT]
+    shrink = hyper.learning_rate * weight * hyper.regularization
+    start = n
     for other in range(first, behind):
-        if log.items[slot, other] < 0:
-            break
-        start = n * stride
-        score = log.scores[slot, other]
+        numbers = log.numbers[other]
+        gradient, curvature = numbers[GRADIENT], numbers[CURVATURE]
         if not of_users:
-            _place_vector(log.user_rows[slot], one, scales, adagrad, work, rights, start)
-            along = score - hyper.mean - log.user_biases[slot]
+            _put(log.user_rows[slot], one, scales, adagrad, work, rights, n)
+            along = numbers[SCORE] - hyper.mean - numbers[USER_BIAS]
         elif loss == BPR:
-            rows = log.item_rows[place + other], log.item_rows[place]
-            _place_difference(rows[0], rows[1], scales, adagrad, work, rights, start)
-            along = score - log.item_biases[slot, other]
-            along -= log.scores[slot, 0] - log.item_biases[slot, 0]
+            _put_difference(
+                log.item_rows[other], log.item_rows[entry], scales, adagrad, work, rights, n
+            )
+            along = numbers[SCORE] - numbers[ITEM_BIAS]
+            along -= log.numbers[entry, SCORE] - log.numbers[entry, ITEM_BIAS]
+            if other == entry:  # no negative was found: nothing to learn, only to shrink
+                gradient, curvature = zero, zero
         else:
-            _place_vector(log.item_rows[place + other], one, scales, adagrad, work, rights, start)
-            along = score - hyper.mean - log.item_biases[slot, other]
-        work.slopes[n], work.bends[n] = log.gradients[slot, other], log.curvatures[slot, other]
-        work.alongs[n] = along
-        n += 1
-    if loss == BPR and of_users and log.items.shape[1] > 1 and log.items[slot, 1] < 0:
-        row = log.item_rows[place]
-        _place_difference(row, row, scales, adagrad, work, rights, n * stride)
-        work.slopes[n], work.bends[n], work.alongs[n] = 0, 0, 0
+            _put(log.item_rows[other], one, scales, adagrad, work, rights, n)
+            along = numbers[SCORE] - hyper.mean - numbers[ITEM_BIAS]
+        push, bend = weight * gradient, weight * curvature
+        scalars = work.scalars[n]
+        scalars[3] = -bend
+        if adagrad:
+            scalars[0], scalars[1], scalars[2] = -push, zero, zero
+        else:
+            keep = one - shrink
+            scalars[0] = -push * (one + shrink / keep)
+            scalars[1] = -shrink / keep if n == start else zero
+            scalars[2] = push - bend * along
         n += 1
     if adagrad:
-        own, bias = log.user_rows[slot], log.user_biases[slot]
-        if not of_users:
-            own, bias = log.item_rows[place + c], log.item_biases[slot, c]
-        _place_vector(own, bias, scales, True, work, rights, n * stride)
-        work.slopes[n], work.bends[n], work.alongs[n] = hyper.regularization, 0, 0
+        if of_users:
+            _put(log.user_rows[slot], log.numbers[entry, USER_BIAS], scales, True, work, rights, n)
+        else:
+            bias = log.numbers[entry, ITEM_BIAS]
+            _put(log.item_rows[entry], bias, scales, True, work, rights, n)
+        scalars = work.scalars[n]
+        scalars[0], scalars[1], scalars[2] = -weight * hyper.regularization, zero, zero
+        scalars[3] = zero
         n += 1
     return n
 
 
 @inner_kernel
-def _set_diagonal(of_users, hyper, log, slot, c, diagonal):
-    squares = log.user_squares[slot]
+def _set_diagonal(of_users, hyper, log, entry, diagonal):
+    squares = log.user_squares[entry // log.items.shape[1]]
     if not of_users:
-        squares = log.item_squares[slot * log.items.shape[1] + c]
+        squares = log.item_squares[entry]
     for f in range(diagonal.shape[0]):
-        diagonal[f] = hyper.learning_rate / (np.sqrt(squares[f]) + hyper.epsilon)
+        # A sum of zero has not moved its coordinate yet (BPR: the user's bias, ever).
+        moved = squares[f] > 0
+        diagonal[f] = hyper.learning_rate / (np.sqrt(squares[f]) + hyper.epsilon) if moved else 0
 
 
-@inner_kernel
-def _prefetch_touch(of_users, log, slot, place, credits):
-    rows = log.user_rows[slot]
-    if of_users:
-        rows = log.item_rows[slot * log.items.shape[1]]
-    for f in range(0, rows.shape[0], 64 // rows.itemsize):
-        prefetch(rows, f)
-        if place >= 0:
-            prefetch(credits[place], f)
+@inner_kernel(forceinline=True)
+def _prefetch_touch(of_users, log, entry):
+    prefetch(log.numbers[entry], 0)
+    row = log.item_rows[entry] if of_users else log.user_rows[entry // log.items.shape[1]]
+    for f in range(0, row.shape[0], 64 // row.itemsize):
+        prefetch(row, f)
 
 
-@inner_kernel
-def _gather(
-    of_users, loss, adagrad, examples, log, hyper, places, credits, entries, first, e, scale, work,
-    rights,
-):  # fmt: skip
-    """Fill a batch with whole touches, from entry `e` down: (vectors, next entry, scale)."""
-    n_candidates = log.items.shape[1]
-    one, rate = hyper.learning_rate * 0 + 1, hyper.learning_rate
+@inner_kernel(forceinline=True)
+def _gather(of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights):
+    """Fill a batch with whole touches, from number `e` down: (vectors, next number, scale)."""
+    one, rate = type(hyper.mean)(1), hyper.learning_rate
     n = n_steps = 0
     while e >= first:
-        t, c = divmod(entries[e], n_candidates)
-        slot = log.slots[t]
-        count = _count_vectors(of_users, loss, adagrad, log, slot)
+        entry = touches.entries[e]
+        n_candidates = int(log.numbers[entry, N_CANDIDATES])
+        count = _count_vectors(of_users, loss, adagrad, n_candidates)
         if n > 0 and (adagrad or n + count > RANK):
             break
-        ahead = entries[max(first, e - PREFETCH_TOUCHES)] // n_candidates
-        _prefetch_touch(of_users, log, log.slots[ahead], places[ahead], credits)
-        weight = examples.weights[t]
-        shrink = rate * weight * hyper.regularization
-        keep = one - shrink
+        _prefetch_touch(of_users, log, touches.entries[max(first, e - PREFETCH_TOUCHES)])
+        keep = one - rate * log.numbers[entry, WEIGHT] * hyper.regularization
         if adagrad:
-            _set_diagonal(of_users, hyper, log, slot, c, work.diagonal)
+            _set_diagonal(of_users, hyper, log, entry, work.diagonal)
         scales = rate * scale, one / (scale * keep)
-        end = _place_touch(of_users, loss, adagrad, hyper, log, slot, c, n, scales, work, rights)
+        start, behind = entry, entry + 1
+        if of_users:
+            behind = entry + n_candidates
+            start = entry + 1 if loss == BPR and n_candidates > 1 else entry
+        end = _put_touch(
+            of_users, loss, adagrad, hyper, log, entry, start, behind, n, work, rights, scales
+        )
         for r in range(n, end):
-            work.steps[r] = n_steps
-            work.targets[r] = places[t] if c == 0 else -1
-            push, bend = weight * work.slopes[r], weight * work.bends[r]
-            scalars = work.scalars[r]
-            scalars[3] = -bend
-            if adagrad:
-                scalars[0], scalars[1], scalars[2] = -push, 0, 0
-            else:
-                scalars[0] = -push * (one + shrink / keep)
-                scalars[1] = -shrink / keep if r == n else 0
-                scalars[2] = push - bend * work.alongs[r]
+            work.steps[r], work.targets[r] = n_steps, touches.places[e]
         if not adagrad:
             scale *= keep
         n = end
         n_steps += 1
         e -= 1
-    stride = work.nothing.shape[0] // RANK
     while n % RANK:
-        for f in range(n * stride, (n + 1) * stride):
-            work.lefts[f] = 0
-            rights[f] = 0
+        left, right = work.lefts[n], rights[n]
+        for f in range(left.shape[0]):
+            left[f] = 0
+            right[f] = 0
         for number in range(4):
             work.scalars[n, number] = 0
         work.steps[n], work.targets[n] = -1, -1
@@ -250,18 +245,18 @@ def _gather(
     return n, e, scale
 
 
-@inner_kernel
+@inner_kernel(forceinline=True)
 def _apply_pending(matrix, last_row, d, work, rights, start, stop):
     """Join pending groups with their right vectors and add them to M."""
-    stride = work.nothing.shape[0] // RANK
-    width = stride - LANES
     nothing = work.nothing
+    stride = nothing.shape[1]
+    width = stride - LANES
     for g in range(start, stop):
         sweep(matrix, work.pending, rights, g, nothing, work.products, 0, d, width)
         gram(last_row, work.bias_pending, rights, g, nothing, nothing, 0, stride, work.inner)
 
 
-@inner_kernel
+@inner_kernel(forceinline=True)
 def _credit(g, value, bias_value, credits, bias_credits, work):
     """Put the products of a group right, credit them and leave them pending."""
     base, pair = g * RANK, 0
@@ -292,7 +287,7 @@ def _credit(g, value, bias_value, credits, bias_credits, work):
     return bias_value
 
 
-@inner_kernel
+@inner_kernel(forceinline=True)
 def _batch(
     matrix, last_row, value, bias_value, d, n, waiting, credits, bias_credits, work, rights,
     old_rights,
@@ -310,7 +305,7 @@ def _batch(
                 width,
             )  # fmt: skip
         else:
-            sweep(matrix, work.nothing, rights, 0, work.lefts, work.products, g, d, width)
+            sweep(matrix, work.no_push, rights, 0, work.lefts, work.products, g, d, width)
     for g in range(n // RANK):
         if g == 0 and waiting > 0:
             gram(
@@ -318,16 +313,18 @@ def _batch(
                 work.inner,
             )  # fmt: skip
         else:
-            gram(last_row, work.nothing, rights, 0, work.lefts, rights, g, stride, work.inner)
+            gram(last_row, work.no_bias_push, rights, 0, work.lefts, rights, g, stride, work.inner)
         bias_value = _credit(g, value, bias_value, credits, bias_credits, work)
     return bias_value
 
 
-@inner_kernel
+@inner_kernel(forceinline=True)
 def _shrink_columns(matrix, last_row, d, width, factors, factor, by_column):
     """Multiply column f of M by ``factors[f]``, or all by `factor`."""
     for f in range(d):
-        by = 1 - factor * factors[f] if by_column else factor
+        by = factor
+        if by_column:
+            by = type(factor)(1) - factor * factors[f]
         for r in range(f * width, (f + 1) * width):
             matrix[r] *= by
         last_row[f] *= by
@@ -335,8 +332,7 @@ def _shrink_columns(matrix, last_row, d, width, factors, factor, by_column):
 
 @kernel
 def roll_back_rows(
-    curvature, touches, of_users, examples, log, hyper, loss, places, credits, bias_credits, start,
-    stop,
+    curvature, touches, of_users, log, hyper, loss, credits, bias_credits, start, stop
 ):  # fmt: skip
     """Take rows ``start`` to ``stop - 1`` back over the touches of one stage of a run.
 
@@ -349,14 +345,11 @@ def roll_back_rows(
         Of these rows, in the order of the visits.
     of_users : bool
         Whether the rows are those of users or of items.
-    examples : Examples
     log : Log
         With sums of squares: Adagrad.
     hyper : Hyper
         Of the stage's epoch.
     loss : {SQUARED, LOGISTIC, BPR}
-    places : (n,) int64
-        Where the credit of every visit goes; -1: nowhere.
     credits : (m, k)
         Changes of row, in the direction of the update, added to.
     bias_credits : (m,)
@@ -372,8 +365,7 @@ def roll_back_rows(
     most = log.items.shape[1] + 1
     work = _new_work(most, d - 1, width, credits.dtype)
     rights, old_rights = np.zeros_like(work.lefts), np.zeros_like(work.lefts)
-    one = hyper.learning_rate * 0 + 1
-    entries = touches.entries
+    one = type(hyper.mean)(1)
     for row in range(start, stop):
         first, e = touches.pointers[row], touches.pointers[row + 1] - 1
         matrix, last_row = curvature.matrices[row], curvature.last_rows[row]
@@ -382,9 +374,8 @@ def roll_back_rows(
         waiting = 0  # groups of pending vectors
         while e >= first:
             n, e, scale = _gather(
-                of_users, loss, adagrad, examples, log, hyper, places, credits, entries, first, e,
-                scale, work, rights,
-            )  # fmt: skip
+                of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights
+            )
             bias_value = _batch(
                 matrix, last_row, value, bias_value, d, n, waiting, credits, bias_credits, work,
                 rights, old_rights,
@@ -392,8 +383,7 @@ def roll_back_rows(
             rights, old_rights = old_rights, rights
             waiting = n // RANK
             if adagrad:  # its only touch of the batch; what is pending is not to be shrunk
-                weight = examples.weights[entries[e + 1] // log.items.shape[1]]
-                l2 = weight * hyper.regularization
+                l2 = log.numbers[touches.entries[e + 1], WEIGHT] * hyper.regularization
                 _shrink_columns(matrix, last_row, d, width, work.diagonal, l2, True)
             if e < first or scale < SMALLEST_SCALE:
                 _apply_pending(matrix, last_row, d, work, old_rights, 0, waiting)

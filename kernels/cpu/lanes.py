@@ -15,6 +15,7 @@ __all__ = [
     "Lanes",
     "broadcast",
     "first_lanes",
+    "is_matrix",
     "is_vector",
     "population",
     "vectors",
@@ -155,3 +156,7 @@ def vectors(builder: ir.IRBuilder, stop: ir.Value, step: int, start: ir.Value | 
 
 def is_vector(*arguments: Any) -> bool:
     return all(isinstance(a, types.Array) and a.ndim == 1 and a.layout == "C" for a in arguments)
+
+
+def is_matrix(*arguments: Any) -> bool:
+    return all(isinstance(a, types.Array) and a.ndim == 2 and a.layout == "C" for a in arguments)

@@ -8,9 +8,9 @@ one another is put right afterwards with their inner products (`gram`, `finish`)
 
 The matrix is kept transposed, ``matrix[f * width + r] = M[r, f]``: f runs over the factors and
 the bias, r over the factors, padded with zeros to `width`, a multiple of 16. The last row of M,
-that of the bias, stands apart. Groups of four vectors are flat arrays, one after the other:
-vectors that are multiplied from the left of the bias row (`lefts`, `rights`) hold factors and
-bias padded to `stride` = width + 16.
+that of the bias, stands apart. Vectors of inputs (`lefts`, `rights`) are rows of factors and
+bias, padded with zeros to `stride` = width + 16; vectors of outputs (`products`, `pending`) are
+rows of `width`. Group g is rows 4 g to 4 g + 3.
 """
 
 from typing import Any
@@ -20,22 +20,43 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import I64, LANES, Lanes, broadcast, first_lanes, is_vector, vectors
+from .lanes import I64, LANES, Lanes, broadcast, first_lanes, is_matrix, is_vector, vectors
 
-__all__ = ["PAIRS", "RANK", "finish", "gram", "sweep"]
+__all__ = ["PAIRS", "RANK", "finish", "gram", "put_scaled", "sweep"]
 
 RANK = 4
 PAIRS = [(q, r) for r in range(RANK) for q in range(r)]
-
-
-def _pointers(lanes: Lanes, signature: Any, args: Any, n: int) -> list[ir.Value]:
-    return [lanes.array(signature.args[i], args[i])[0] for i in range(n)]
 
 
 def _offset(lanes: Lanes, pointer: ir.Value, group: ir.Value, stride: ir.Value) -> ir.Value:
     """Start of the vectors of a group of RANK."""
     builder = lanes.builder
     return builder.gep(pointer, [builder.mul(builder.mul(group, I64(RANK)), stride)])
+
+
+@intrinsic
+def put_scaled(typing_context: Any, row: Any, scale: Any, vectors_: Any, number: Any) -> Any:
+    """``vectors[number, :k] = scale * row``, k the length of the row."""
+    if not is_vector(row) or not is_matrix(vectors_):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        source, length = lanes.array(signature.args[0], args[0])
+        held = context.make_array(signature.args[2])(context, builder, args[2])
+        stride = cgutils.unpack_tuple(builder, held.shape)[1]
+        target = builder.gep(held.data, [builder.mul(args[3], stride)])
+        scale = broadcast(builder, args[1])
+        whole = builder.and_(length, I64(-LANES))
+        with vectors(builder, whole, LANES) as (index, _):
+            lanes.store(builder.fmul(scale, lanes.load(source, index)), target, index)
+        with builder.if_then(builder.icmp_signed(">", length, whole)):
+            mask = first_lanes(builder, builder.sub(length, whole))
+            last = builder.fmul(scale, lanes.load_first(source, whole, mask))
+            lanes.store_first(last, target, whole, mask)
+        return context.get_dummy_value()
+
+    return types.void(row, row.dtype, vectors_, types.intp), codegen
 
 
 @intrinsic
@@ -56,14 +77,14 @@ def sweep(
     Parameters
     ----------
     matrix : (d * width,)
-    pending, products : (groups * 4 * width,)
-    rights, lefts : (groups * 4 * (width + 16),)
+    pending, products : (n, width)
+    rights, lefts : (n, stride)
     pending_group, group : int
         Which four of pending and rights, which four of lefts and products.
     d, width : int
         Factors and bias; factors padded.
     """
-    if not is_vector(matrix, pending, rights, lefts, products):
+    if not is_vector(matrix) or not is_matrix(pending, rights, lefts, products):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -141,7 +162,7 @@ def gram(
     ``last_row += sum_r pending[4 g + r] old_rights_r``; then ``result[r] = last_row . lefts_r``
     and ``result[4 + n] = rights_q . lefts_r`` for pair n, (q, r), of `PAIRS`.
     """
-    if not is_vector(last_row, pending, old_rights, lefts, rights, result):
+    if not is_vector(last_row, pending, result) or not is_matrix(old_rights, lefts, rights):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -204,9 +225,9 @@ def finish(
 
     A place below 0 is credited to `nowhere` (width,).
     """
-    if not is_vector(products, pending, value, coefficients, places, nowhere):
+    if not is_vector(value, coefficients, places, nowhere):
         return None
-    if not isinstance(rows, types.Array) or rows.ndim != 2 or rows.layout != "C":
+    if not is_matrix(products, pending, rows):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:

@@ -17,6 +17,15 @@ thread or many, leaves the same bits.
 import numba
 import numpy as np
 
+from ..structures import (
+    CURVATURE,
+    GRADIENT,
+    ITEM_BIAS,
+    N_CANDIDATES,
+    SCORE,
+    USER_BIAS,
+    WEIGHT,
+)
 from .jit import inner_kernel, kernel
 from .losses import BPR, LOGISTIC, SQUARED, candidate_curvatures, candidate_gradients
 from .negatives import draw_negatives, take_negatives
@@ -56,7 +65,7 @@ def _log_user(log, slot, row, bias):
 
 
 @inner_kernel
-def _log_item(log, slot, c, item, row, bias, score, gradient, curvature):
+def _log_item(log, slot, c, item, row, bias, score, gradient, curvature, weight, n_candidates):
     log.items[slot, c] = item
     log.gradients[slot, c] = gradient
     log.curvatures[slot, c] = curvature
@@ -65,6 +74,10 @@ def _log_item(log, slot, c, item, row, bias, score, gradient, curvature):
     for f in range(row.shape[0]):
         log.item_rows[place, f] = row[f]
     log.item_biases[slot, c] = bias
+    numbers = log.numbers[place]
+    numbers[GRADIENT], numbers[CURVATURE], numbers[SCORE] = gradient, curvature, score
+    numbers[ITEM_BIAS], numbers[USER_BIAS] = bias, log.user_biases[slot]
+    numbers[WEIGHT], numbers[N_CANDIDATES] = weight, n_candidates
 
 
 @inner_kernel
@@ -102,7 +115,8 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record, log):
             if slot >= 0:
                 _log_user(log, slot, p, b_u)
                 score = error + examples.values[t]
-                _log_item(log, slot, 0, i, q, b_i, score, error, type(error)(1))
+                one = type(error)(1)
+                _log_item(log, slot, 0, i, q, b_i, score, error, one, weight, 1)
         shrink = weight * hyper.regularization
         push = weight * error
         if squares is None:
@@ -174,7 +188,10 @@ def _sampled_block(
                 for c in range(n_negatives + 1):
                     i = candidates[c]
                     q, b_i = item_factors[i], item_biases[i]
-                    _log_item(log, slot, c, i, q, b_i, scores[c], gradients[c], curvatures[c])
+                    _log_item(
+                        log, slot, c, i, q, b_i, scores[c], gradients[c], curvatures[c], weight,
+                        n_negatives + 1,
+                    )  # fmt: skip
 
         shrink = weight * hyper.regularization
         keep = type(shrink)(1) - rate * shrink

@@ -14,6 +14,7 @@ import fastinfluence as fi
 from fastinfluence import CurvatureRollback, GradientRollback, MatrixFactorization
 from fastinfluence.attribution import curvature_rollback
 from fastinfluence.errors import NotFittedError, ParameterError, ReplayMismatch, RunDirectoryError
+from fastinfluence.kernels.structures import CURVATURE
 from fastinfluence.training import backward
 
 
@@ -24,9 +25,10 @@ def fit(data, *, sample_weight=None, **keywords):
 
 
 def rolled_back(trajectory, held=None, n_threads=1):
-    """The record in training order."""
-    record, places = curvature_rollback._roll_back(trajectory, held, n_threads, False)
-    return [array[places] for array in record]
+    """Changes of the users' rows, of the items', and of both biases, in training order."""
+    sides = curvature_rollback._roll_back(trajectory, held, n_threads, False)
+    biases = np.stack([side.biases[side.places] for side in sides])
+    return [*(side.rows[side.places] for side in sides), biases]
 
 
 def naively(trajectory, **parts):
@@ -38,7 +40,7 @@ def naively(trajectory, **parts):
     found = np.zeros((2, n, k + 1))
     for (t, side), change in credits.items():
         found[("user", "item").index(side), program.schedule.order[t]] = change
-    return [found[0, :, :k], found[1, :, :k], found[:, :, k].T]
+    return [found[0, :, :k], found[1, :, :k], found[:, :, k]]
 
 
 def assert_close(got, expected, **tolerance):
@@ -125,9 +127,9 @@ def test_without_curvature_it_is_gradient_rollback(loss, monkeypatch):
     """Matrices that stay at the identity: no curvature in the log, no regularization."""
     trajectory = fit(data_for(loss), loss=loss, regularization=0.0).trajectory_
     flatten(monkeypatch)
-    expected = trajectory.replay()
-    visits = trajectory.visits()
-    assert_close(rolled_back(trajectory), [a[visits] for a in expected], rtol=1e-9, atol=1e-12)
+    record, visits = trajectory.replay(), trajectory.visits()
+    expected = [record.user_rows[visits], record.item_rows[visits], record.biases[visits].T]
+    assert_close(rolled_back(trajectory), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -144,7 +146,7 @@ def flatten(monkeypatch):
 
     def flat(*arguments, **keywords):
         for stage in backward.backward(*arguments, **keywords):
-            stage.log.curvatures[:] = 0
+            stage.log.numbers[:, CURVATURE] = 0
             yield stage
 
     monkeypatch.setattr(curvature_rollback, "backward", flat)
