@@ -109,7 +109,7 @@ class Touches(NamedTuple):
 class Curvature(NamedTuple):
     """What Curvature Rollback carries backwards for each of some rows; see rank4."""
 
-    matrices: Array  # (n_rows, (k + 1) * width): M transposed, without its last row
+    matrices: Array  # (n_rows, k + 1, width): M transposed, without its last row
     last_rows: Array  # (n_rows, width + 16): the row of M that makes the bias
     values: Array  # (n_rows, width): M times the row, factors
     bias_values: Array  # (n_rows,)

@@ -255,12 +255,12 @@ def _side(of_users: bool, rows: Codes, end: Tables) -> _Side:
     lookup = np.full(len(factors), -1, np.int32)
     lookup[rows] = np.arange(n)
     state = Curvature(
-        aligned_zeros((n, (k + 1) * width), dtype),
+        aligned_zeros((n, k + 1, width), dtype),
         aligned_zeros((n, width + LANES), dtype),
         aligned_zeros((n, width), dtype),
         biases[rows],
     )
-    state.matrices[:, np.arange(k) * (width + 1)] = 1
+    state.matrices[:, np.arange(k), np.arange(k)] = 1
     state.last_rows[:, k] = 1
     state.values[:, :k] = factors[rows]
     return _Side(of_users, lookup, state)

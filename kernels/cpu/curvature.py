@@ -39,8 +39,6 @@ from .simd import prefetch
 
 __all__ = ["roll_back_rows"]
 
-N_PAIRS = len(PAIRS)
-
 SMALLEST_SCALE = 1e-10
 """Shrinking gathered outside of M is put into it when it gets below this."""
 
@@ -57,12 +55,9 @@ class _Work(NamedTuple):
     nothing: Any  # (4, stride): zeros
     no_push: Any  # (4, width): zeros
     no_bias_push: Any  # (4,): zeros
-    trash: Any  # (width,): credits of nobody
+    trash: Any  # (width + 1,): credits of nobody
     diagonal: Any  # (d,): Adagrad's D
     inner: Any  # (4 + 6,): from `gram`
-    coefficients: Any  # (6 + 16,): for `finish`
-    bias_products: Any  # (4,)
-    four: Any  # (4,): targets for `finish`
     steps: Any  # (room,): number of every vector's step in the batch, -1 for none
     targets: Any  # (room,): where its credit goes, -1 for nowhere
     scalars: Any  # (room, 4): own, decay, step, push of `finish`
@@ -79,19 +74,23 @@ def _new_work(most, k, width, dtype):
         nothing=np.zeros((RANK, width + LANES), dtype),
         no_push=np.zeros((RANK, width), dtype),
         no_bias_push=np.zeros(RANK, dtype),
-        trash=np.empty(width, dtype),
+        trash=np.zeros(width + 1, dtype),
         diagonal=np.empty(k + 1, dtype),
-        inner=np.empty(RANK + N_PAIRS, dtype),
-        coefficients=np.empty(N_PAIRS + 4 * RANK, dtype),
-        bias_products=np.empty(RANK, dtype),
-        four=np.empty(RANK, np.int64),
+        inner=np.empty(RANK + len(PAIRS), dtype),
         steps=np.empty(room, np.int64),
         targets=np.empty(room, np.int64),
         scalars=np.empty((room, 4), dtype),
     )
 
 
-@inner_kernel
+@inner_kernel(forceinline=True)
+def _slot(log, entry):
+    """Place in the log of the step of a candidate's entry."""
+    n_candidates = log.items.shape[1]
+    return entry if n_candidates == 1 else entry // n_candidates
+
+
+@inner_kernel(forceinline=True)
 def _count_vectors(of_users, loss, adagrad, n_candidates):
     """Vectors x of one touch; at least one, if need be zero, to carry its regularization."""
     count = 1
@@ -112,8 +111,7 @@ def _put(row, bias, scales, adagrad, work, rights, n):
         left[k] = work.diagonal[k] * bias
         right[k] = bias
     else:
-        put_scaled(row, scales[0], work.lefts, n)
-        put_scaled(row, scales[1], rights, n)
+        put_scaled(row, scales[0], work.lefts, scales[1], rights, n)
         work.lefts[n, k] = scales[0] * bias
         rights[n, k] = scales[1] * bias
 
@@ -139,7 +137,7 @@ def _put_touch(of_users, loss, adagrad, hyper, log, entry, first, behind, n, wor
     ``behind - 1``. Returns the number of vectors.
     """
     zero, one = type(hyper.mean)(0), type(hyper.mean)(1)
-    slot = entry // log.items.shape[1]
+    slot = _slot(log, entry)
     weight = log.numbers[entry, WEIGHT]
     shrink = hyper.learning_rate * weight * hyper.regularization
     start = n
@@ -186,7 +184,7 @@ def _put_touch(of_users, loss, adagrad, hyper, log, entry, first, behind, n, wor
 
 @inner_kernel
 def _set_diagonal(of_users, hyper, log, entry, diagonal):
-    squares = log.user_squares[entry // log.items.shape[1]]
+    squares = log.user_squares[_slot(log, entry)]
     if not of_users:
         squares = log.item_squares[entry]
     for f in range(diagonal.shape[0]):
@@ -198,7 +196,7 @@ def _set_diagonal(of_users, hyper, log, entry, diagonal):
 @inner_kernel(forceinline=True)
 def _prefetch_touch(of_users, log, entry):
     prefetch(log.numbers[entry], 0)
-    row = log.item_rows[entry] if of_users else log.user_rows[entry // log.items.shape[1]]
+    row = log.item_rows[entry] if of_users else log.user_rows[_slot(log, entry)]
     for f in range(0, row.shape[0], 64 // row.itemsize):
         prefetch(row, f)
 
@@ -246,66 +244,32 @@ def _gather(of_users, loss, adagrad, log, hyper, touches, first, e, scale, work,
 
 
 @inner_kernel(forceinline=True)
-def _apply_pending(matrix, last_row, d, work, rights, start, stop):
+def _apply_pending(matrix, last_row, work, rights, start, stop):
     """Join pending groups with their right vectors and add them to M."""
     nothing = work.nothing
     stride = nothing.shape[1]
-    width = stride - LANES
     for g in range(start, stop):
-        sweep(matrix, work.pending, rights, g, nothing, work.products, 0, d, width)
+        sweep(matrix, work.pending, rights, g, nothing, work.products, 0)
         gram(last_row, work.bias_pending, rights, g, nothing, nothing, 0, stride, work.inner)
 
 
 @inner_kernel(forceinline=True)
-def _credit(g, value, bias_value, credits, bias_credits, work):
-    """Put the products of a group right, credit them and leave them pending."""
-    base, pair = g * RANK, 0
-    for r in range(RANK):
-        product = work.inner[r]
-        for q in range(r):
-            correction = work.scalars[base + q, 3] * work.inner[RANK + pair]
-            if work.steps[base + q] == work.steps[base + r]:
-                correction *= 0  # one step's vectors all meet the M behind it
-            work.coefficients[pair] = correction
-            product += correction * work.bias_products[q]
-            pair += 1
-        work.bias_products[r] = product
-        own, decay, step, push = work.scalars[base + r]
-        target = work.targets[base + r]
-        if target >= 0:
-            bias_credits[target] += own * product + decay * bias_value
-        bias_value += step * product
-        work.bias_pending[base + r] = push * product
-        work.four[r] = target
-        for number in range(4):
-            work.coefficients[N_PAIRS + number * RANK + r] = work.scalars[base + r, number]
-    width = value.shape[0]
-    finish(
-        work.products, work.pending, g, width, value, work.coefficients, credits, work.four,
-        work.trash,
-    )  # fmt: skip
-    return bias_value
-
-
-@inner_kernel(forceinline=True)
 def _batch(
-    matrix, last_row, value, bias_value, d, n, waiting, credits, bias_credits, work, rights,
+    matrix, last_row, value, bias_value, n, waiting, credits, bias_credits, work, rights,
     old_rights,
 ):  # fmt: skip
     """Multiply, correct and credit the n vectors of a batch; returns the new bias value."""
-    width = value.shape[0]
-    stride = width + LANES
-    _apply_pending(matrix, last_row, d, work, old_rights, 0, waiting - 1)
+    stride = work.lefts.shape[1]
+    _apply_pending(matrix, last_row, work, old_rights, 0, waiting - 1)
     # The idle group of zeros stands in where nothing is pending. All products come before the
-    # first `_credit`, which overwrites what is pending.
+    # first `finish`, which overwrites what is pending.
     for g in range(n // RANK):
         if g == 0 and waiting > 0:
             sweep(
-                matrix, work.pending, old_rights, waiting - 1, work.lefts, work.products, g, d,
-                width,
+                matrix, work.pending, old_rights, waiting - 1, work.lefts, work.products, g
             )  # fmt: skip
         else:
-            sweep(matrix, work.no_push, rights, 0, work.lefts, work.products, g, d, width)
+            sweep(matrix, work.no_push, rights, 0, work.lefts, work.products, g)
     for g in range(n // RANK):
         if g == 0 and waiting > 0:
             gram(
@@ -314,20 +278,28 @@ def _batch(
             )  # fmt: skip
         else:
             gram(last_row, work.no_bias_push, rights, 0, work.lefts, rights, g, stride, work.inner)
-        bias_value = _credit(g, value, bias_value, credits, bias_credits, work)
+        bias_value = finish(
+            work.products, work.pending, work.bias_pending, g, value, bias_value, work.inner,
+            work.scalars, work.steps, work.targets, credits, bias_credits, work.trash,
+        )  # fmt: skip
     return bias_value
 
 
-@inner_kernel(forceinline=True)
-def _shrink_columns(matrix, last_row, d, width, factors, factor, by_column):
-    """Multiply column f of M by ``factors[f]``, or all by `factor`."""
-    for f in range(d):
-        by = factor
-        if by_column:
-            by = type(factor)(1) - factor * factors[f]
-        for r in range(f * width, (f + 1) * width):
-            matrix[r] *= by
-        last_row[f] *= by
+@inner_kernel
+def _shrink(matrix, last_row, scale):
+    """``M *= scale``."""
+    for f in range(matrix.shape[0]):
+        put_scaled(matrix[f], scale, matrix, scale, matrix, f)
+        last_row[f] *= scale
+
+
+@inner_kernel
+def _shrink_columns(matrix, last_row, l2, diagonal):
+    """``M *= 1 - l2 * diagonal``, column by column."""
+    for f in range(matrix.shape[0]):
+        keep = type(l2)(1) - l2 * diagonal[f]
+        put_scaled(matrix[f], keep, matrix, keep, matrix, f)
+        last_row[f] *= keep
 
 
 @kernel
@@ -360,10 +332,9 @@ def roll_back_rows(
     -----
     O(k^2) for every touch; with plain SGD 4 k^2 floating-point operations.
     """
-    width, d = curvature.values.shape[1], credits.shape[1] + 1
     adagrad = log.user_squares.shape[0] > 0
     most = log.items.shape[1] + 1
-    work = _new_work(most, d - 1, width, credits.dtype)
+    work = _new_work(most, credits.shape[1], curvature.values.shape[1], credits.dtype)
     rights, old_rights = np.zeros_like(work.lefts), np.zeros_like(work.lefts)
     one = type(hyper.mean)(1)
     for row in range(start, stop):
@@ -377,18 +348,18 @@ def roll_back_rows(
                 of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights
             )
             bias_value = _batch(
-                matrix, last_row, value, bias_value, d, n, waiting, credits, bias_credits, work,
+                matrix, last_row, value, bias_value, n, waiting, credits, bias_credits, work,
                 rights, old_rights,
             )  # fmt: skip
             rights, old_rights = old_rights, rights
             waiting = n // RANK
             if adagrad:  # its only touch of the batch; what is pending is not to be shrunk
                 l2 = log.numbers[touches.entries[e + 1], WEIGHT] * hyper.regularization
-                _shrink_columns(matrix, last_row, d, width, work.diagonal, l2, True)
+                _shrink_columns(matrix, last_row, l2, work.diagonal)
             if e < first or scale < SMALLEST_SCALE:
-                _apply_pending(matrix, last_row, d, work, old_rights, 0, waiting)
+                _apply_pending(matrix, last_row, work, old_rights, 0, waiting)
                 waiting = 0
                 if not adagrad:
-                    _shrink_columns(matrix, last_row, d, width, work.diagonal, scale, False)
+                    _shrink(matrix, last_row, scale)
                 scale = one
         curvature.bias_values[row] = bias_value

@@ -6,7 +6,7 @@ bound by loads and stores. Here four touches share one sweep: it subtracts the f
 products that are still pending and multiplies with the next four vectors; what the four lack of
 one another is put right afterwards with their inner products (`gram`, `finish`).
 
-The matrix is kept transposed, ``matrix[f * width + r] = M[r, f]``: f runs over the factors and
+The matrix is kept transposed, ``matrix[f, r] = M[r, f]``: f runs over the factors and
 the bias, r over the factors, padded with zeros to `width`, a multiple of 16. The last row of M,
 that of the bias, stands apart. Vectors of inputs (`lefts`, `rights`) are rows of factors and
 bias, padded with zeros to `stride` = width + 16; vectors of outputs (`products`, `pending`) are
@@ -25,7 +25,7 @@ from .lanes import I64, LANES, Lanes, broadcast, first_lanes, is_matrix, is_vect
 __all__ = ["PAIRS", "RANK", "finish", "gram", "put_scaled", "sweep"]
 
 RANK = 4
-PAIRS = [(q, r) for r in range(RANK) for q in range(r)]
+PAIRS = tuple((q, r) for r in range(RANK) for q in range(r))
 
 
 def _offset(lanes: Lanes, pointer: ir.Value, group: ir.Value, stride: ir.Value) -> ir.Value:
@@ -35,28 +35,35 @@ def _offset(lanes: Lanes, pointer: ir.Value, group: ir.Value, stride: ir.Value) 
 
 
 @intrinsic
-def put_scaled(typing_context: Any, row: Any, scale: Any, vectors_: Any, number: Any) -> Any:
-    """``vectors[number, :k] = scale * row``, k the length of the row."""
-    if not is_vector(row) or not is_matrix(vectors_):
+def put_scaled(
+    typing_context: Any, row: Any, left: Any, lefts: Any, right: Any, rights: Any, number: Any
+) -> Any:
+    """``lefts[number, :k] = left * row`` and ``rights[number, :k] = right * row``."""
+    if not is_vector(row) or not is_matrix(lefts, rights):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
         source, length = lanes.array(signature.args[0], args[0])
-        held = context.make_array(signature.args[2])(context, builder, args[2])
-        stride = cgutils.unpack_tuple(builder, held.shape)[1]
-        target = builder.gep(held.data, [builder.mul(args[3], stride)])
-        scale = broadcast(builder, args[1])
+        targets = []
+        for at in (2, 4):
+            held = context.make_array(signature.args[at])(context, builder, args[at])
+            stride = cgutils.unpack_tuple(builder, held.shape)[1]
+            targets.append(builder.gep(held.data, [builder.mul(args[5], stride)]))
+        scales = [broadcast(builder, args[1]), broadcast(builder, args[3])]
         whole = builder.and_(length, I64(-LANES))
         with vectors(builder, whole, LANES) as (index, _):
-            lanes.store(builder.fmul(scale, lanes.load(source, index)), target, index)
+            part = lanes.load(source, index)
+            for target, scale in zip(targets, scales, strict=True):
+                lanes.store(builder.fmul(scale, part), target, index)
         with builder.if_then(builder.icmp_signed(">", length, whole)):
             mask = first_lanes(builder, builder.sub(length, whole))
-            last = builder.fmul(scale, lanes.load_first(source, whole, mask))
-            lanes.store_first(last, target, whole, mask)
+            part = lanes.load_first(source, whole, mask)
+            for target, scale in zip(targets, scales, strict=True):
+                lanes.store_first(builder.fmul(scale, part), target, whole, mask)
         return context.get_dummy_value()
 
-    return types.void(row, row.dtype, vectors_, types.intp), codegen
+    return types.void(row, row.dtype, lefts, row.dtype, rights, types.intp), codegen
 
 
 @intrinsic
@@ -69,30 +76,28 @@ def sweep(
     lefts: Any,
     products: Any,
     group: Any,
-    d: Any,
-    width: Any,
 ) -> Any:
     """``M += sum_r pending_r rights_r^T``, then ``products_r = M lefts_r``, r < 4.
 
     Parameters
     ----------
-    matrix : (d * width,)
+    matrix : (d, width)
     pending, products : (n, width)
     rights, lefts : (n, stride)
     pending_group, group : int
         Which four of pending and rights, which four of lefts and products.
-    d, width : int
-        Factors and bias; factors padded.
     """
-    if not is_vector(matrix) or not is_matrix(pending, rights, lefts, products):
+    if not is_matrix(matrix, pending, rights, lefts, products):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        at = dict(zip("mprglyhdw", args, strict=True))
-        types_ = dict(zip("mprglyhdw", signature.args, strict=True))
+        at = dict(zip("mprglyh", args, strict=True))
+        types_ = dict(zip("mprglyh", signature.args, strict=True))
         data = {key: lanes.array(types_[key], at[key])[0] for key in "mprly"}
-        width, stride = at["w"], builder.add(at["w"], I64(LANES))
+        matrix = context.make_array(types_["m"])(context, builder, at["m"])
+        d, width = cgutils.unpack_tuple(builder, matrix.shape)
+        stride = builder.add(width, I64(LANES))
         data["p"] = _offset(lanes, data["p"], at["g"], width)
         data["r"] = _offset(lanes, data["r"], at["g"], stride)
         data["l"] = _offset(lanes, data["l"], at["h"], stride)
@@ -111,7 +116,7 @@ def sweep(
             for row in sums:
                 for cell in row:
                     builder.store(lanes.zero, cell)
-            with cgutils.for_range(builder, at["d"], intp=I64) as loop:
+            with cgutils.for_range(builder, d, intp=I64) as loop:
                 row = builder.mul(loop.index, width)
                 places = [builder.add(row, c) for c in where]
                 block = [lanes.load(data["m"], place) for place in places]
@@ -137,11 +142,8 @@ def sweep(
             columns(pairs, 1)
         return context.get_dummy_value()
 
-    integers = [types.intp]
-    signature = types.void(
-        matrix, pending, rights, *integers, lefts, products, *integers, *integers, *integers
-    )
-    return signature, codegen
+    i = types.intp
+    return types.void(matrix, pending, rights, i, lefts, products, i), codegen
 
 
 @intrinsic
@@ -205,70 +207,101 @@ def finish(
     typing_context: Any,
     products: Any,
     pending: Any,
+    bias_pending: Any,
     group: Any,
-    width: Any,
     value: Any,
-    coefficients: Any,
+    bias_value: Any,
+    inner: Any,
+    scalars: Any,
+    steps: Any,
+    targets: Any,
     rows: Any,
-    places: Any,
+    biases: Any,
     nowhere: Any,
 ) -> Any:
     """Put four products right, credit them to their examples, and leave them pending.
 
-    For r = 0 .. 3, with the coefficients ``corrections (6), own (4), decay (4), step (4),
-    push (4)``::
+    Of vector r, number 4 g + r: its step, its target (below 0: `nowhere`, (width + 1,)), and
+    its scalars own, decay, step, push. For r = 0 .. 3::
 
-        y_r += sum_{q < r} corrections[q, r] y_q
-        rows[places[r]] += own_r y_r + decay_r value
+        y_r += sum_{q < r, of another step} push_q inner[q, r] y_q
+        rows[target_r] += own_r y_r + decay_r value
         value += step_r y_r
         pending_r = push_r y_r
 
-    A place below 0 is credited to `nowhere` (width,).
+    and likewise of the biases, with the products ``inner[:4]``. Returns the new `bias_value`.
     """
-    if not is_vector(value, coefficients, places, nowhere):
+    if not is_vector(bias_pending, value, inner, steps, targets, biases, nowhere):
         return None
-    if not is_matrix(products, pending, rows):
+    if not is_matrix(products, pending, scalars, rows):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        y, pend, value, numbers, trash = (
-            lanes.array(signature.args[i], args[i])[0] for i in (0, 1, 4, 5, 8)
-        )
-        group, width = args[2], args[3]
-        rows = context.make_array(signature.args[6])(context, builder, args[6])
-        length = cgutils.unpack_tuple(builder, rows.shape)[1]
-        places = context.make_array(signature.args[7])(context, builder, args[7]).data
-        y, pend = (_offset(lanes, p, group, width) for p in (y, pend))
-        ranks = range(RANK)
-        scalars = [
-            broadcast(builder, builder.load(builder.gep(numbers, [I64(n)])))
-            for n in range(len(PAIRS) + 4 * RANK)
+        data = [
+            lanes.array(t, a)[0] if isinstance(t, types.Array) else a
+            for t, a in zip(signature.args, args, strict=True)
         ]
-        corrections = dict(zip(PAIRS, scalars, strict=False))
-        own, decay, step, push = (
-            scalars[len(PAIRS) + n * RANK : len(PAIRS) + (n + 1) * RANK] for n in range(4)
+        y, pend, bias_pend, group, value, bias_value, inner = data[:7]
+        scalars, steps, targets, rows, biases, trash = data[7:]
+        width = lanes.array(signature.args[4], args[4])[1]
+        shape = context.make_array(signature.args[10])(context, builder, args[10]).shape
+        length = cgutils.unpack_tuple(builder, shape)[1]
+        y, pend = (_offset(lanes, p, group, width) for p in (y, pend))
+        bias_pend, steps, targets = (
+            _offset(lanes, p, group, I64(1)) for p in (bias_pend, steps, targets)
         )
-        targets = []
+        scalars = _offset(lanes, scalars, group, I64(4))
+        ranks = range(RANK)
+
+        def number(pointer: ir.Value, index: int) -> ir.Value:
+            return builder.load(builder.gep(pointer, [I64(index)]))
+
+        own, decay, step, push = ([number(scalars, 4 * r + n) for r in ranks] for n in range(4))
+        step_numbers = [number(steps, r) for r in ranks]
+        zero = ir.Constant(lanes.element, 0.0)
+        corrections = {}
+        for n, (q, r) in enumerate(PAIRS):
+            lacking = builder.fmul(push[q], number(inner, RANK + n))
+            # The vectors of one step all meet the M behind it.
+            together = builder.icmp_signed("==", step_numbers[q], step_numbers[r])
+            corrections[q, r] = builder.select(together, zero, lacking)
+        credits, bias_products = [], []
         for r in ranks:
-            place = builder.load(builder.gep(places, [I64(r)]))
-            found = builder.gep(rows.data, [builder.mul(place, length)])
-            known = builder.icmp_signed(">=", place, I64(0))
-            targets.append(builder.select(known, found, trash))
+            target = number(targets, r)
+            known = builder.icmp_signed(">=", target, I64(0))
+            credit = builder.gep(rows, [builder.mul(target, length)])
+            credits.append(builder.select(known, credit, trash))
+            product = number(inner, r)
+            for q in range(r):
+                more = builder.fmul(corrections[q, r], bias_products[q])
+                product = builder.fadd(product, more)
+            bias_products.append(product)
+            where = builder.gep(biases, [target])
+            where = builder.select(known, where, builder.gep(trash, [width]))
+            credit = builder.fadd(builder.load(where), builder.fmul(own[r], product))
+            builder.store(builder.fadd(credit, builder.fmul(decay[r], bias_value)), where)
+            bias_value = builder.fadd(bias_value, builder.fmul(step[r], product))
+            builder.store(builder.fmul(push[r], product), builder.gep(bias_pend, [I64(r)]))
+
+        wide = {pair: broadcast(builder, x) for pair, x in corrections.items()}
+        own, decay, step, push = (
+            [broadcast(builder, x) for x in of_all] for of_all in (own, decay, step, push)
+        )
         down = [builder.mul(width, I64(r)) for r in ranks]
 
         def body(index: ir.Value, load: Any, store: Any) -> None:
             done: list[ir.Value] = []
             held = lanes.load(value, index)
             for r in ranks:
-                vector = lanes.load(y, builder.add(down[r], index))
-                for q in range(r):
-                    vector = lanes.fma(corrections[q, r], done[q], vector)
-                done.append(vector)
-                credit = lanes.fma(decay[r], held, load(targets[r]))
-                store(lanes.fma(own[r], vector, credit), targets[r])
-                held = lanes.fma(step[r], vector, held)
                 at = builder.add(down[r], index)
+                vector = lanes.load(y, at)
+                for q in range(r):
+                    vector = lanes.fma(wide[q, r], done[q], vector)
+                done.append(vector)
+                credit = lanes.fma(decay[r], held, load(credits[r]))
+                store(lanes.fma(own[r], vector, credit), credits[r])
+                held = lanes.fma(step[r], vector, held)
                 lanes.store(builder.fmul(push[r], vector), pend, at)
             lanes.store(held, value, index)
 
@@ -282,8 +315,11 @@ def finish(
                 lambda p: lanes.load_first(p, whole, mask),
                 lambda v, p: lanes.store_first(v, p, whole, mask),
             )
-        return context.get_dummy_value()
+        return bias_value
 
     i = types.intp
-    signature = types.void(products, pending, i, i, value, coefficients, rows, places, nowhere)
+    signature = value.dtype(
+        products, pending, bias_pending, i, value, value.dtype, inner, scalars, steps, targets,
+        rows, biases, nowhere,
+    )  # fmt: skip
     return signature, codegen
