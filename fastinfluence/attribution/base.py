@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,12 @@ import numpy.typing as npt
 from fastinfluence import dispatch, readout
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.matrix import Combination, degrees_of_pairs, influence_on_pairs
+from fastinfluence.attribution.method import Attribution, check_result, main_pairs
 from fastinfluence.attribution.objectives import Objective, Score, as_objective
 from fastinfluence.attribution.quantities import Quantity
 from fastinfluence.attribution.queries import query_codes
-from fastinfluence.errors import NotFittedError, ParameterError
-from fastinfluence.kernels.structures import Tables, Top
+from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.structures import Top
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.matrix_factorization import MatrixFactorization, scores
 from fastinfluence.progress import progress
@@ -35,7 +36,7 @@ Codes = npt.NDArray[np.int32]
 _MOST_QUERIES = 2**20  # in one batch: its lists stay well below the memory of a laptop
 
 
-class RowAttribution(ABC):
+class RowAttribution(Attribution, ABC):
     """Attribution by rows: every example is credited a change of its user's and item's row.
 
     The influence of example j on the score of a query is the score with the model's rows minus
@@ -52,9 +53,6 @@ class RowAttribution(ABC):
     device : {"auto", "cpu"}, default "auto"
     """
 
-    name: str
-    units: Literal["effect", "rank"]
-
     def __init__(
         self,
         model: MatrixFactorization,
@@ -62,14 +60,7 @@ class RowAttribution(ABC):
         n_threads: int | None = None,
         device: str = "auto",
     ) -> None:
-        if not isinstance(model, MatrixFactorization):
-            raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
-        if not hasattr(model, "trajectory_"):
-            raise NotFittedError("the model is not fitted yet: call fit before explaining it")
-        dispatch.choose(device)
-        self.model = model
-        self.data = model.data_
-        self._n_threads = dispatch.thread_count(n_threads)
+        super().__init__(model, n_threads=n_threads, device=device)
         self._item_vectors = readout.with_ones(model.item_factors_)
         self._user_vectors = readout.with_ones(model.user_factors_)
 
@@ -78,11 +69,8 @@ class RowAttribution(ABC):
     def rows(self) -> RowStore:
         """The row store the influences are read from."""
 
-    def _check_held(self, users: Codes, items: Codes) -> None:  # noqa: B027
+    def _check_held(self, users: Codes, items: Codes) -> None:
         """Raise ParameterError unless the store holds the rows of these users and items."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model!r})"
 
     # ---------------------------------------------------------------- explaining
 
@@ -137,7 +125,7 @@ class RowAttribution(ABC):
             batches = _equal_batches(len(users), size)
         else:
             quantity, combination = self._combine(objective)
-            users, items = _main_pairs(quantity, objective)
+            users, items = main_pairs(quantity, objective)
             prediction = quantity.values(*self._parameters)
             batches = (
                 combination.batches() if batch_size is None else _equal_batches(len(users), size)
@@ -271,10 +259,6 @@ class RowAttribution(ABC):
             n_threads=n_threads,
         )
 
-    @property
-    def _parameters(self) -> tuple[Tables, float]:
-        return self.model.trajectory_.end.tables, self.model.global_mean_
-
     def _scores(self, users: Codes, items: Codes, *, n_threads: int) -> npt.NDArray[Any]:
         return scores(*self._parameters, users, items, n_threads)
 
@@ -334,7 +318,7 @@ class RowAttribution(ABC):
 
     def _combine(self, objective: Objective) -> tuple[Quantity, Combination]:
         """Bind an objective that is not a score, and tell how it is made of scores."""
-        quantity = objective.bind(self.data, self.model.trajectory_.recipe)
+        quantity = self._bind(objective)
         weights = quantity.pairs(*self._parameters)
         if weights is None:
             raise ParameterError(
@@ -351,13 +335,7 @@ class RowAttribution(ABC):
     def _check_budget(self, n_queries: int, n_entries: int, dense: bool) -> None:
         size = self._item_vectors.dtype.itemsize
         needed = n_queries * len(self.data) * size if dense else n_entries * (size + 4)
-        if needed > memory_budget():
-            raise ParameterError(
-                f"the influence of {n_queries:,} queries takes {needed / 2**30:.1f} GiB, more "
-                f"than the budget of {memory_budget() / 2**30:.1f} GiB: ask for fewer queries"
-                + (", dense=False," if dense else "")
-                + " or use explain, which keeps only the k most influential"
-            )
+        check_result(n_queries, needed, memory_budget(), dense=dense)
 
     def self_influence(self) -> npt.NDArray[np.floating[Any]]:
         """Influence (n_train,) of every training example on the score of its own pair.
@@ -385,15 +363,6 @@ class RowAttribution(ABC):
         work = np.ones(len(self.data))
         dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
         return result
-
-
-def _main_pairs(quantity: Quantity, objective: Objective) -> tuple[Codes, Codes]:
-    if quantity.users is None or quantity.items is None:
-        raise ParameterError(
-            f"{type(objective).__name__} is not about pairs of a user and an item, so there are "
-            "no predictions to explain: use influence()"
-        )
-    return quantity.users, quantity.items
 
 
 def _equal_batches(n: int, size: int) -> list[tuple[int, int]]:

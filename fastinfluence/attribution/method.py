@@ -1,0 +1,84 @@
+"""What every attribution method is: bound to a fitted model, and sure of what it may be asked."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.attribution.objectives import Objective
+from fastinfluence.attribution.quantities import Quantity
+from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.kernels.structures import Tables
+from fastinfluence.models.matrix_factorization import MatrixFactorization
+
+__all__ = ["Attribution", "check_result", "main_pairs"]
+
+Codes = npt.NDArray[np.int32]
+
+
+class Attribution:
+    """A way to say what every training example did to a prediction of a model.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted.
+    n_threads : int, optional
+        All processors by default; it never changes a result.
+    device : {"auto", "cpu"}, default "auto"
+    """
+
+    name: str
+    units: Literal["effect", "rank"]
+
+    def __init__(
+        self, model: MatrixFactorization, *, n_threads: int | None = None, device: str = "auto"
+    ) -> None:
+        if not isinstance(model, MatrixFactorization):
+            raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
+        if not hasattr(model, "trajectory_"):
+            raise NotFittedError("the model is not fitted yet: call fit before explaining it")
+        dispatch.choose(device)
+        self.model = model
+        self.data = model.data_
+        self._n_threads = dispatch.thread_count(n_threads)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+    @property
+    def _parameters(self) -> tuple[Tables, float]:
+        return self.model.trajectory_.end.tables, self.model.global_mean_
+
+    def _bind(self, objective: Objective) -> Quantity:
+        return objective.bind(self.data, self.model.trajectory_.recipe)
+
+
+def main_pairs(quantity: Quantity, objective: Objective) -> tuple[Codes, Codes]:
+    """Return the pairs (users, items) that predictions of an objective are about.
+
+    Raises
+    ------
+    ParameterError
+        It is not about pairs.
+    """
+    if quantity.users is None or quantity.items is None:
+        raise ParameterError(
+            f"{type(objective).__name__} is not about pairs of a user and an item, so there are "
+            "no predictions to explain: use influence()"
+        )
+    return quantity.users, quantity.items
+
+
+def check_result(n_queries: int, needed: int, budget: int, *, dense: bool = False) -> None:
+    """Raise ParameterError unless a matrix of influences of `needed` bytes fits the budget."""
+    if needed > budget:
+        raise ParameterError(
+            f"the influence of {n_queries:,} queries takes {needed / 2**30:.1f} GiB, more "
+            f"than the budget of {budget / 2**30:.1f} GiB: ask for fewer queries"
+            + (", dense=False," if dense else "")
+            + " or use explain, which keeps only the k most influential"
+        )
