@@ -14,6 +14,7 @@ from fastinfluence.attribution import (  # noqa: E402
     CurvatureRollback,
     Explanations,
     GradientRollback,
+    Replay,
     objectives,
 )
 from fastinfluence.data import Interactions, datasets, read_interactions  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "GradientRollback",
     "Interactions",
     "MatrixFactorization",
+    "Replay",
     "Trajectory",
     "datasets",
     "errors",
