@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from fastinfluence.data import Interactions
-from fastinfluence.errors import RunDirectoryError
+from fastinfluence.errors import NotFittedError, RunDirectoryError
 from fastinfluence.kernels.structures import Tables
 from fastinfluence.storage import read_run, write_run
 from fastinfluence.training import Program, Recipe, State, Trajectory
@@ -16,9 +16,35 @@ from fastinfluence.training import Program, Recipe, State, Trajectory
 if TYPE_CHECKING:
     from fastinfluence.models.matrix_factorization import MatrixFactorization
 
-__all__ = ["load", "load_trajectory", "save_trajectory"]
+__all__ = ["load", "load_trajectory", "save_trajectory", "trajectory_of"]
 
 KIND = "matrix-factorization"
+
+
+def trajectory_of(model: MatrixFactorization, purpose: str) -> Trajectory:
+    """Return the Trajectory of a fitted model.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+    purpose : str
+        What it is needed for, as an error says it: "explaining it".
+
+    Raises
+    ------
+    NotFittedError
+        The model is not fitted, or its parameters are not those training ended in.
+    """
+    if hasattr(model, "trajectory_"):
+        return model.trajectory_
+    if not hasattr(model, "user_factors_"):
+        raise NotFittedError(f"the model is not fitted yet: call fit before {purpose}")
+    raise NotFittedError(
+        f"{purpose} needs a Trajectory, and no training run ended in the parameters of this "
+        "model, which unlearn() made: predict and recommend are possible; for more use the "
+        "model it was made from, or train without the examples: "
+        "fit(data, sample_weight=weights) with their weights 0"
+    )
 
 
 def save_trajectory(

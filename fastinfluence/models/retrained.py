@@ -1,0 +1,66 @@
+"""The same model, trained again without some of its examples."""
+
+from __future__ import annotations
+
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.memory import memory_budget
+from fastinfluence.models.base import trajectory_of
+from fastinfluence.models.matrix_factorization import MatrixFactorization
+from fastinfluence.training import Trajectory, train_again
+from fastinfluence.training.program import check_weights
+from fastinfluence.training.trajectory import training_indices
+
+__all__ = ["predrawn", "without"]
+
+
+def without(model: MatrixFactorization, examples: npt.ArrayLike) -> MatrixFactorization:
+    """Train again from the same start, in the same order, without some examples.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted; it stays as it is.
+    examples : sequence of int
+        Training indices. They get the weight 0: nobody else's order or negatives change, they
+        still count as known, and training indices remain what they are.
+
+    Returns
+    -------
+    MatrixFactorization
+        After as many epochs as `model`, with a Trajectory of its own; its parameters are those
+        of ``model.trajectory_.retrain(without=examples)`` to the last bit.
+
+    Raises
+    ------
+    DataError
+        An index outside the data, or nothing left to train on.
+    FastInfluenceError
+        Training without the examples diverged.
+    """
+    trajectory = trajectory_of(model, "training it again")
+    weights = trajectory.program.weights.copy()
+    weights[training_indices(examples, len(weights), "examples")] = 0
+    again = train_again(
+        trajectory,
+        trajectory.program.reweighted(check_weights(weights, len(weights))),
+        memory_budget=memory_budget(),
+        n_threads=dispatch.thread_count(model.n_threads),
+    )
+    return _at_the_end_of(again, model)
+
+
+def predrawn(model: MatrixFactorization) -> MatrixFactorization:
+    """Return the same model with all its negatives drawn, for many calls of `without`."""
+    old = trajectory_of(model, "training it again")
+    program = old.program.predrawn(
+        old.n_epochs, memory_budget(), dispatch.thread_count(model.n_threads)
+    )
+    drawn = Trajectory(program, old.checkpoints, old.losses, old.validation_losses, old.record)
+    return _at_the_end_of(drawn, model)
+
+
+def _at_the_end_of(trajectory: Trajectory, model: MatrixFactorization) -> MatrixFactorization:
+    parameters = model.get_params() | {"rng": trajectory.recipe.seed}
+    return MatrixFactorization(**parameters)._take(trajectory)
