@@ -1,6 +1,7 @@
 """Is it true? Retraining without examples, metrics against it, and methods side by side."""
 
 from fastinfluence.evaluation.comparison import Comparison, compare
+from fastinfluence.evaluation.deletion import DeletionEffect, deletion_effect
 from fastinfluence.evaluation.groups import (
     DeletionCurve,
     SubsetRemoval,
@@ -14,37 +15,49 @@ from fastinfluence.evaluation.metrics import (
     noise_ceiling,
     pearson,
     per_query,
+    probability_drop,
     relative_error,
     scale,
     spearman,
+    top1_change,
     top1_ratio,
 )
-from fastinfluence.evaluation.neighbours import sample_examples
+from fastinfluence.evaluation.neighbours import sample_examples, sample_queries
+from fastinfluence.evaluation.noise import corrupt, noisy_example_auc
+from fastinfluence.evaluation.patching import tail_patch
 from fastinfluence.evaluation.retraining import leave_out, retrain_values
 from fastinfluence.evaluation.truth import SeedTruth, Truth, leave_one_out, multi_seed
 
 __all__ = [
     "Comparison",
     "DeletionCurve",
+    "DeletionEffect",
     "SeedTruth",
     "SubsetRemoval",
     "Truth",
     "auc",
     "bootstrap_interval",
     "compare",
+    "corrupt",
     "deletion_curve",
+    "deletion_effect",
     "leave_one_out",
     "leave_out",
     "linear_datamodeling_score",
     "multi_seed",
     "noise_ceiling",
+    "noisy_example_auc",
     "pearson",
     "per_query",
+    "probability_drop",
     "relative_error",
     "retrain_values",
     "sample_examples",
+    "sample_queries",
     "scale",
     "spearman",
     "subset_removal",
+    "tail_patch",
+    "top1_change",
     "top1_ratio",
 ]

@@ -16,9 +16,11 @@ import numpy.typing as npt
 from fastinfluence.attribution.objectives import as_objective
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.display import number, text_table
+from fastinfluence.evaluation.groups import SubsetRemoval
 from fastinfluence.evaluation.metrics import (
     FEWEST,
     bootstrap_interval,
+    linear_datamodeling_score,
     per_query,
     relative_error,
     scale,
@@ -44,6 +46,8 @@ _METRICS: dict[str, tuple[Any, bool, Any]] = {
     "top1_ratio": (top1_ratio, True, np.mean),
 }
 
+_LDS = "lds_"
+
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Comparison:
@@ -62,9 +66,11 @@ class Comparison:
         - ``scale``: median of ``sum(A D) / sum(A^2)``, 1 is right;
         - ``relative_error``: mean of ``mean |A - D| / mean |D|``;
         - ``top1_ratio``: mean of ``D[argmax A] / max D``;
+        - ``lds_0.01``, for subsets of a hundredth of the examples and so on: mean
+          `linear_datamodeling_score`;
 
         and ``seconds``, which the call of ``influence`` took (the first one in a process also
-        loads compiled code). All but ``spearman_all`` are over
+        loads compiled code). All but ``spearman_all`` and the scores over subsets are over
         adjacent examples, of the ``n_queries`` queries that have 15 of them or more; NaN
         where none has.
     estimates : dict of str to (n, m) float64
@@ -78,11 +84,13 @@ class Comparison:
 
     def __repr__(self) -> str:
         n_queries, m = self.truth.change.shape
-        heads = ["", "Spearman adjacent", "least", "all", "scale", "error", "top-1", "seconds"]
-        lines = [_line(row) for row in self.rows]
+        scores = [name for name in self.rows[0] if _is_score(name)]
+        heads = ["", "Spearman adjacent", "least", "all", "scale", "error", "top-1"]
+        heads += [f"LDS {100 * float(name.removeprefix(_LDS)):g}%" for name in scores]
+        lines = [_line(row, scores) for row in self.rows]
         text = [
             f"{n_queries:,} queries against {m:,} retrainings, one example left out in each",
-            text_table(heads, lines),
+            text_table([*heads, "seconds"], lines),
         ]
         if any(row["units"] == "rank" for row in self.rows):
             text.append("* orders the examples, claims no scale")
@@ -103,14 +111,7 @@ class Comparison:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the rows, and how much they rest on, as a JSON file; NaN becomes null."""
         n_queries, m = self.truth.change.shape
-        content = {
-            "n_queries": n_queries,
-            "n_retrainings": m,
-            "methods": [
-                {name: None if value != value else value for name, value in row.items()}
-                for row in self.rows
-            ],
-        }
+        content = {"n_queries": n_queries, "n_retrainings": m, "methods": without_nan(self.rows)}
         with atomic_file(Path(path)) as file:
             file.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -144,6 +145,7 @@ def compare(
     queries: Any,
     *,
     truth: Truth | None = None,
+    subsets: Sequence[SubsetRemoval] = (),
     train: npt.ArrayLike | None = None,
     adjacent: int = 125,
     others: int = 300,
@@ -163,6 +165,9 @@ def compare(
     truth : Truth, optional
         From `leave_one_out` with the same queries (or the ``mean`` of `multi_seed`); otherwise
         it is made now.
+    subsets : sequence of SubsetRemoval, optional
+        From `subset_removal` with the same queries: each adds the linear datamodeling score at
+        its fraction.
     train : int array, optional
         Training indices to leave out; by default those of `sample_examples`.
     adjacent, others : int
@@ -183,7 +188,7 @@ def compare(
     ParameterError
         Methods of different models or of one name, or one that cannot explain the objective.
     DataError
-        A truth about other queries.
+        A truth, or subsets, about other queries.
 
     Examples
     --------
@@ -204,6 +209,12 @@ def compare(
         if train is not None or path is not None:
             raise ParameterError("truth is given: train and path would have no use")
         _check_truth(truth, model, quantity)
+    for subset in subsets:
+        if len(subset.change) != len(quantity):
+            raise DataError(
+                f"the subsets are about {len(subset.change):,} queries, not these "
+                f"{len(quantity):,}: make them with subset_removal(model, queries, fraction)"
+            )
     # Influence comes first: a method that cannot explain this says so before the retraining.
     influences, seconds = {}, {}
     for name, method in named.items():
@@ -221,11 +232,25 @@ def compare(
     rows = []
     for name, method in named.items():
         figures = _figures(estimates[name], truth, bootstrap, seed)
+        for subset in subsets:
+            of_query = linear_datamodeling_score(influences[name], subset.removals, subset.change)
+            figures |= _with_interval(f"{_LDS}{subset.fraction:g}", of_query, bootstrap, seed)
         rows.append({"method": name, "units": method.units, **figures, "seconds": seconds[name]})
     return Comparison(rows=rows, estimates=estimates, truth=truth)
 
 
-def _line(row: dict[str, Any]) -> list[str]:
+def without_nan(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for JSON, which has no NaN: null in its place."""
+    return [
+        {name: None if value != value else value for name, value in row.items()} for row in rows
+    ]
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith(_LDS) and not name.endswith(("_low", "_high"))
+
+
+def _line(row: dict[str, Any], scores: Sequence[str]) -> list[str]:
     """One method in the table for people."""
     mean, low, high = (number(row[f"spearman_adjacent{end}"]) for end in ("", "_low", "_high"))
     return [
@@ -236,6 +261,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         number(row["scale"]),
         number(row["relative_error"]),
         number(row["top1_ratio"]),
+        *(number(row[name]) for name in scores),
         number(row["seconds"]),
     ]
 
@@ -246,13 +272,20 @@ def _figures(estimate: Floats, truth: Truth, bootstrap: int, seed: int) -> dict[
     for name, (metric, adjacent_only, statistic) in _METRICS.items():
         where, at_least = (truth.adjacent, FEWEST) if adjacent_only else (None, 1)
         values = per_query(metric, estimate, truth.change, where, at_least=at_least)
-        known = values[~np.isnan(values)]
-        figures[name] = float(statistic(known)) if len(known) else np.nan
-        low, high = bootstrap_interval(known, bootstrap, rng=seed, statistic=statistic)
-        figures |= {f"{name}_low": low, f"{name}_high": high}
+        figures |= _with_interval(name, values, bootstrap, seed, statistic)
         if name == "spearman_adjacent":
-            figures[f"{name}_min"] = float(known.min()) if len(known) else np.nan
+            figures[f"{name}_min"] = float(np.fmin.reduce(values))
     return figures
+
+
+def _with_interval(
+    name: str, values: Floats, bootstrap: int, seed: int, statistic: Any = np.mean
+) -> dict[str, float]:
+    """A statistic over the queries for which it is defined, and the ends of its interval."""
+    known = values[~np.isnan(values)]
+    low, high = bootstrap_interval(known, bootstrap, rng=seed, statistic=statistic)
+    middle = float(statistic(known)) if len(known) else np.nan
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 
 def _columns(influence: Any, train_index: npt.NDArray[np.int64]) -> Floats:

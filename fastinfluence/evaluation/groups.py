@@ -168,32 +168,62 @@ def deletion_curve(
         A ranking of other queries, or no ranking.
     """
     quantity = bind(model, queries)
+    lists, sizes = first_of(rankings, sizes, len(quantity), len(model.data_))
+    sets = DistinctSets()
+    own = np.array(
+        [[[sets.number(first) for first in of_size] for of_size in by_size] for by_size in lists]
+    )
+    change = leave_out(
+        model, quantity, sets.all, n_threads=n_threads, path=path, show_progress=show_progress
+    )
+    drop = change[np.broadcast_to(np.arange(len(quantity)), own.shape), own]
+    return DeletionCurve(names=tuple(rankings), sizes=sizes, drop=drop)
+
+
+class DistinctSets:
+    """Sets of examples to leave out, each once: methods agree often."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self.all: list[Codes] = []
+
+    def number(self, examples: Codes) -> int:
+        """Take up a set, ascending; where it stands in `all`."""
+        number = self._numbers.setdefault(examples.tobytes(), len(self.all))
+        if number == len(self.all):
+            self.all.append(examples)
+        return number
+
+
+def first_of(
+    rankings: Mapping[str, npt.ArrayLike | Explanations],
+    sizes: Sequence[int],
+    n_queries: int,
+    n_train: int,
+) -> tuple[list[list[list[Codes]]], tuple[int, ...]]:
+    """Distinct examples that each ranking has first, by ranking, size and query; the sizes.
+
+    Raises
+    ------
+    DataError, ParameterError
+        As for `deletion_curve`.
+    """
     sizes = tuple(check_count("a size", size, 1) for size in sizes)
     if not rankings or not sizes:
-        raise DataError("a deletion curve needs at least one ranking and one size")
-    lists = {name: _ranking(name, given, len(quantity), sizes) for name, given in rankings.items()}
-    sets: dict[bytes, Codes] = {}  # methods agree often: a set is left out once
-    keys = []
-    for name, ranking in lists.items():
-        for size in sizes:
-            for first in ranking[:, :size]:
-                examples = training_indices(first[first != -1], len(model.data_), name)
-                removed = np.unique(examples)
-                keys.append(removed.tobytes())
-                sets.setdefault(keys[-1], removed)
-    change = leave_out(
-        model,
-        quantity,
-        list(sets.values()),
-        n_threads=n_threads,
-        path=path,
-        show_progress=show_progress,
-    )
-    numbers = {key: number for number, key in enumerate(sets)}
-    shape = (len(lists), len(sizes), len(quantity))
-    own = np.array([numbers[key] for key in keys]).reshape(shape)
-    drop = change[np.broadcast_to(np.arange(len(quantity)), shape), own]
-    return DeletionCurve(names=tuple(rankings), sizes=sizes, drop=drop)
+        raise DataError("at least one ranking and one size are needed to leave examples out")
+    found = []
+    for name, given in rankings.items():
+        ranking = _ranking(name, given, n_queries, sizes)
+        found.append(
+            [
+                [
+                    np.unique(training_indices(first[first != -1], n_train, name))
+                    for first in ranking[:, :size]
+                ]
+                for size in sizes
+            ]
+        )
+    return found, sizes
 
 
 def _ranking(

@@ -25,9 +25,11 @@ __all__ = [
     "noise_ceiling",
     "pearson",
     "per_query",
+    "probability_drop",
     "relative_error",
     "scale",
     "spearman",
+    "top1_change",
     "top1_ratio",
 ]
 
@@ -96,6 +98,50 @@ def top1_ratio(scores: npt.ArrayLike, truth: npt.ArrayLike) -> float:
     a, d = _checked(scores, truth)
     best = d.max(initial=0)
     return float(d[a.argmax()] / best) if best > 0 else np.nan
+
+
+def probability_drop(before: npt.ArrayLike, after: npt.ArrayLike) -> float:
+    """PD: percentage of predictions that fall when their explanation is left out.
+
+    ``100 * mean(after < before)``, unrounded and strict. A probability is an increasing function
+    of its score (the sigmoid, in a model of clicks), so scores and probabilities give the same.
+
+    Parameters
+    ----------
+    before, after : (n,)
+        The explained quantity of each query in the model, and after retraining.
+
+    Returns
+    -------
+    float
+        0 to 100; NaN without queries.
+
+    References
+    ----------
+    Lawrence, Sztyler & Niepert, Explaining neural matrix factorization with gradient rollback,
+    AAAI 2021.
+    """
+    b, a = _checked(before, after)
+    return float(100 * np.mean(a < b)) if len(b) else np.nan
+
+
+def top1_change(before: npt.ArrayLike, after: npt.ArrayLike) -> float:
+    """TC: percentage of predictions whose user has another best item than before.
+
+    Parameters
+    ----------
+    before, after : (n,)
+        The best item of each query's user in the model, and after retraining: codes or ids.
+
+    Returns
+    -------
+    float
+        0 to 100; NaN without queries.
+    """
+    b, a = np.asarray(before), np.asarray(after)
+    if b.ndim != 1 or b.shape != a.shape:
+        raise DataError(f"two 1-D arrays of one length are compared, not {b.shape} and {a.shape}")
+    return float(100 * np.mean(a != b)) if len(b) else np.nan
 
 
 def auc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:

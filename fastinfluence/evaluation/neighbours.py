@@ -9,12 +9,22 @@ import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Quantity, as_objective
 from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.evaluation.metrics import FEWEST
 from fastinfluence.models import MatrixFactorization
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["adjacent_mask", "bind", "check_count", "sample_examples"]
+__all__ = [
+    "adjacent_mask",
+    "bind",
+    "check_count",
+    "check_fitted",
+    "draw",
+    "neighbours",
+    "sample_examples",
+    "sample_queries",
+]
 
 Codes = npt.NDArray[np.int64]
 
@@ -35,13 +45,18 @@ def bind(model: Any, queries: Any) -> Quantity:
     DataError, UnknownIdError
         No queries, or not of this model.
     """
+    check_fitted(model)
+    if isinstance(queries, Quantity):
+        return queries
+    return as_objective(queries).bind(model.data_, model.trajectory_.recipe)
+
+
+def check_fitted(model: object) -> None:
+    """Raise ParameterError or NotFittedError unless `model` is a fitted MatrixFactorization."""
     if not isinstance(model, MatrixFactorization):
         raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
     if not hasattr(model, "trajectory_"):
         raise NotFittedError("the model is not fitted yet: call fit before evaluating it")
-    if isinstance(queries, Quantity):
-        return queries
-    return as_objective(queries).bind(model.data_, model.trajectory_.recipe)
 
 
 def adjacent_mask(
@@ -86,18 +101,76 @@ def sample_examples(
     """
     check_count("adjacent", adjacent)
     check_count("others", others)
-    quantity, data = bind(model, queries), model.data_
+    quantity = bind(model, queries)
     generator = np.random.default_rng(rng)
+    seen = np.flatnonzero(model.trajectory_.program.weights > 0)
+    chosen = [draw(seen, others, generator)]
+    chosen += [draw(own, adjacent, generator) for own in neighbours(model, quantity)]
+    return np.unique(np.concatenate(chosen))
+
+
+def sample_queries(
+    model: MatrixFactorization, n: int = 20, rng: int | np.random.Generator = 0
+) -> list[tuple[Any, Any]]:
+    """Draw predictions worth explaining: the best recommendation of each of n random users.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted.
+    n : int, default 20
+    rng : int or Generator, default 0
+        Draws among the users with 15 examples or more; where fewer than n have so many, the n
+        users with the most are taken.
+
+    Returns
+    -------
+    list of n (user, item)
+        Raw ids, users in the order of their codes. No item is one its user has in the data.
+
+    Raises
+    ------
+    ParameterError
+        Fewer than n users have examples, and an item left to recommend.
+    """
+    check_fitted(model)
+    check_count("n", n, 1)
+    data = model.data_
+    pairs = np.unique(data.users.astype(np.int64) * data.n_items + data.items)
+    n_known = np.bincount(pairs // data.n_items, minlength=data.n_users)
     seen = model.trajectory_.program.weights > 0
+    n_examples = np.bincount(data.users[seen], minlength=data.n_users)
+    able = np.flatnonzero((n_examples > 0) & (n_known < data.n_items))
+    if n > len(able):
+        raise ParameterError(
+            f"{len(able):,} users have examples and an item left to recommend: {n:,} queries "
+            "cannot be drawn"
+        )
+    frequent = able[n_examples[able] >= FEWEST]
+    if len(frequent) < n:
+        frequent = able[np.argsort(-n_examples[able], kind="stable")[:n]]
+    chosen = data.user_ids[np.sort(draw(frequent, n, np.random.default_rng(rng)))]
+    items, _ = model.recommend(chosen, k=1)
+    return [*zip(chosen.tolist(), items[:, 0].tolist(), strict=True)]
+
+
+def neighbours(model: MatrixFactorization, quantity: Quantity) -> list[Codes]:
+    """Training indices with a weight that share a row with each query, ascending."""
+    data, seen = model.data_, model.trajectory_.program.weights > 0
     of_users, of_items = _own_rows(model, quantity)
-    chosen = [_some(np.flatnonzero(seen), others, generator)]
+    found = []
     for q in range(len(quantity)):
         # An example of both its user and its item stands in both lists.
         own = np.union1d(
             _examples_of(of_users, q, *data.by_user), _examples_of(of_items, q, *data.by_item)
         )
-        chosen.append(_some(own[seen[own]], adjacent, generator))
-    return np.unique(np.concatenate(chosen))
+        found.append(own[seen[own]])
+    return found
+
+
+def draw(examples: Codes, n: int, generator: np.random.Generator) -> Codes:
+    """Draw n of some examples, or all where there are fewer, each at most once."""
+    return generator.choice(examples, min(n, len(examples)), replace=False)
 
 
 def check_count(name: str, value: object, least: int = 0) -> int:
@@ -127,7 +200,3 @@ def _examples_of(rows: csr_array, query: int, pointers: Codes, order: Codes) -> 
     groups = rows.indices[rows.indptr[query] : rows.indptr[query + 1]]
     found = [order[pointers[g] : pointers[g + 1]] for g in groups]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def _some(examples: Codes, n: int, generator: np.random.Generator) -> Codes:
-    return generator.choice(examples, min(n, len(examples)), replace=False)

@@ -23,7 +23,7 @@ from fastinfluence.training.trajectory import training_indices
 if TYPE_CHECKING:
     from fastinfluence.data import Interactions
 
-__all__ = ["SeedTruth", "Truth", "leave_one_out", "multi_seed"]
+__all__ = ["SeedTruth", "Truth", "fit_again", "leave_one_out", "multi_seed"]
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -284,7 +284,7 @@ def multi_seed(
     bind(model, queries)  # errors come before any work
     truths = []
     for seed in chosen:
-        again = _with_seed(model, seed, n_threads)
+        again = fit_again(model, seed=seed, n_threads=n_threads)
         folder = None if path is None else Path(path, f"seed-{seed}")
         truths.append(
             leave_one_out(
@@ -294,12 +294,30 @@ def multi_seed(
     return SeedTruth(seeds=chosen, truths=tuple(truths))
 
 
-def _with_seed(model: MatrixFactorization, seed: int, n_threads: int | None) -> MatrixFactorization:
-    """Fit the model again with another seed, for as many epochs as it was trained for."""
+def fit_again(
+    model: MatrixFactorization,
+    *,
+    data: Interactions | None = None,
+    seed: int | None = None,
+    n_threads: int | None = None,
+) -> MatrixFactorization:
+    """Fit a model again, for as many epochs as it was trained for, on other data or another seed.
+
+    Parameters
+    ----------
+    model : MatrixFactorization
+        Fitted; its weights and hyper-parameters are used.
+    data : Interactions, optional
+        As many examples, over the same ids.
+    seed : int, optional
+    n_threads : int, optional
+    """
     recipe = model.trajectory_.recipe.to_dict()
-    del recipe["seed"]
+    own_seed = recipe.pop("seed")
     recipe["n_epochs"] = model.n_epochs_  # fewer where it was stopped early
-    weights = model.trajectory_.program.weights
-    return MatrixFactorization(**recipe, rng=seed, n_threads=n_threads).fit(
-        model.data_, sample_weight=weights, show_progress=False
+    rng = own_seed if seed is None else seed
+    return MatrixFactorization(**recipe, rng=rng, n_threads=n_threads).fit(
+        model.data_ if data is None else data,
+        sample_weight=model.trajectory_.program.weights,
+        show_progress=False,
     )

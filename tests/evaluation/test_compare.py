@@ -22,10 +22,12 @@ from fastinfluence.evaluation import (
     bootstrap_interval,
     compare,
     leave_one_out,
+    linear_datamodeling_score,
     relative_error,
     sample_examples,
     scale,
     spearman,
+    subset_removal,
     top1_ratio,
 )
 
@@ -260,6 +262,27 @@ def test_queries_from_an_iterator(model, truth):
     comparison = compare({"a": why, "b": why}, iter(PAIRS), truth=truth)
     assert (comparison.estimates["a"] == why.influence(PAIRS, dense=True)).all()
     assert (comparison.estimates["a"] == comparison.estimates["b"]).all()
+
+
+def test_linear_datamodeling_scores(model, truth, tmp_path):
+    subsets = [subset_removal(model, PAIRS, fraction, n_subsets=12) for fraction in (0.005, 0.1)]
+    why = GradientRollback(model)
+    methods = {"rollback": why, "truth": Known(model, truth.change)}
+    comparison = compare(methods, PAIRS, truth=truth, subsets=subsets, bootstrap=100)
+    for row, influence in zip(comparison.rows, (why.influence(PAIRS), truth.change), strict=True):
+        for subset, name in zip(subsets, ("lds_0.005", "lds_0.1"), strict=True):
+            found = linear_datamodeling_score(influence, subset.removals, subset.change)
+            assert row[name] == pytest.approx(found.mean())
+            assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+    assert comparison.rows[1]["lds_0.005"] > 0.95
+    assert comparison.rows[0]["lds_0.1"] < comparison.rows[1]["lds_0.1"]
+    _, names, first, *_ = repr(comparison).splitlines()
+    assert names.split()[-5:] == ["LDS", "0.5%", "LDS", "10%", "seconds"]
+    assert first.split()[-3] == f"{comparison.rows[0]['lds_0.005']:.3f}"
+    comparison.to_csv(tmp_path / "table.csv")
+    assert "lds_0.1,lds_0.1_low,lds_0.1_high,seconds" in (tmp_path / "table.csv").read_text()
+    with pytest.raises(DataError, match="about 6 queries, not these 3"):
+        compare([why], PAIRS[:3], subsets=subsets)
 
 
 def test_margins(model):

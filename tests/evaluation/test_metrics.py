@@ -18,9 +18,11 @@ from fastinfluence.evaluation import (
     noise_ceiling,
     pearson,
     per_query,
+    probability_drop,
     relative_error,
     scale,
     spearman,
+    top1_change,
     top1_ratio,
 )
 
@@ -248,3 +250,38 @@ def test_bootstrap_interval():
 def test_bad_bootstrap(wrong):
     with pytest.raises(ParameterError, match=next(iter(wrong))):
         bootstrap_interval([1.0, 2.0], **wrong)
+
+
+# ---------------------------------------------------------------- explanations deleted
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([1.0, 2, 3, 4], [0.5, 2, 3.5, 3], 50),  # equal is no fall
+        ([1.0], [np.nextafter(1, 0)], 100),  # unrounded
+        ([0.0, -1], [0.0, -1], 0),
+        ([], [], np.nan),
+    ],
+)
+def test_probability_drop(before, after, expected):
+    assert probability_drop(before, after) == pytest.approx(expected, nan_ok=True)
+    grow = [1 / (1 + np.exp(-np.array(values))) for values in (before, after)]
+    if len(before) > 1:  # scores or probabilities: the same
+        assert probability_drop(*grow) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [([3, 4, -1], [3, 5, -1], 100 / 3), (["a", "b"], ["a", "b"], 0), ([], [], np.nan)],
+)
+def test_top1_change(before, after, expected):
+    assert top1_change(before, after) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("metric", [probability_drop, top1_change])
+def test_deletions_of_other_shapes(metric):
+    with pytest.raises(DataError, match="1-D arrays of one length"):
+        metric([1.0, 2.0], [1.0])
+    with pytest.raises(DataError, match="1-D"):
+        metric([[1.0]], [[1.0]])
