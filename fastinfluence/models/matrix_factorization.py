@@ -13,15 +13,15 @@ import numpy.typing as npt
 from fastinfluence import dispatch, readout
 from fastinfluence.data import Interactions
 from fastinfluence.errors import DataError, NotFittedError, ParameterError
-from fastinfluence.kernels.structures import Exclusions
+from fastinfluence.kernels.structures import Exclusions, Tables
 from fastinfluence.memory import memory_budget
-from fastinfluence.models.base import save_trajectory
+from fastinfluence.models.base import save_trajectory, trajectory_of
 from fastinfluence.training import Program, Recipe, train
 from fastinfluence.training.program import check_values, check_weights
 from fastinfluence.training.recipe import seed_of
 
 if TYPE_CHECKING:
-    from fastinfluence.kernels.structures import Tables
+    from fastinfluence.attribution.base import RowAttribution
     from fastinfluence.training import Trajectory
 
 __all__ = ["MatrixFactorization"]
@@ -132,12 +132,13 @@ class MatrixFactorization:
         defaults = inspect.signature(type(self)).parameters
         changed = {n: v for n, v in self.get_params().items() if v != defaults[n].default}
         inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        if not hasattr(self, "trajectory_"):
+        if not hasattr(self, "user_factors_"):
             return f"MatrixFactorization({inside})"
         data = self.data_
         return (
             f"MatrixFactorization({inside}), fitted on {len(data):,} examples of "
             f"{data.n_users:,} users and {data.n_items:,} items in {self.n_epochs_} epochs"
+            + ("" if hasattr(self, "trajectory_") else ", some unlearned since")
         )
 
     # ---------------------------------------------------------------- fitting
@@ -232,8 +233,11 @@ class MatrixFactorization:
 
     def _take(self, trajectory: Trajectory) -> MatrixFactorization:
         """Become the model at the end of a trajectory."""
-        tables = trajectory.end.tables
         self.trajectory_ = trajectory
+        return self._hold(trajectory, trajectory.end.tables)
+
+    def _hold(self, trajectory: Trajectory, tables: Tables) -> MatrixFactorization:
+        """Take what a trajectory was run with, and parameters that may be others than its own."""
         self.data_ = trajectory.data
         self.user_factors_, self.item_factors_ = tables.user_factors, tables.item_factors
         self.user_biases_, self.item_biases_ = tables.user_biases, tables.item_biases
@@ -311,6 +315,41 @@ class MatrixFactorization:
         best = np.concatenate(values) if values else np.empty((0, k), vectors.dtype)
         return data.item_ids[found], best
 
+    def unlearn(
+        self, examples: npt.ArrayLike, *, method: str | RowAttribution = "curvature-rollback"
+    ) -> MatrixFactorization:
+        """Take training examples back without training again.
+
+        From the row of every user and item in `examples` goes what the method credits them with,
+        ``theta - sum_j gamma_j``: an estimate of the rows that training without them ends in,
+        best for few examples a row. All other rows stay. `fastinfluence.evaluation.
+        unlearning_distance` tells how far it is from training again.
+
+        Parameters
+        ----------
+        examples : sequence of int
+            Training indices.
+        method : {"curvature-rollback", "gradient-rollback"} or attribution object of this model
+            A name computes the rows that are needed, for "curvature-rollback" no others.
+
+        Returns
+        -------
+        MatrixFactorization
+            Another model, that predicts and recommends. It has no Trajectory, for no training
+            run ended in its parameters, and so can be neither explained nor saved. The
+            examples still count as known in `recommend`.
+
+        Raises
+        ------
+        DataError
+            No examples, or an index outside the data.
+        ParameterError
+            The method credits no rows, or is that of another model.
+        """
+        from fastinfluence.attribution.unlearning import unlearned
+
+        return unlearned(self, examples, method)
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the run directory `path`: parameters, checkpoints, data and hyper-parameters.
 
@@ -321,17 +360,17 @@ class MatrixFactorization:
         RunDirectoryError
             `path` exists and `overwrite` is false.
         """
-        self._tables()
-        parameters = self.get_params() | {"rng": self.trajectory_.recipe.seed}
+        trajectory = trajectory_of(self, "saving it")
+        parameters = self.get_params() | {"rng": trajectory.recipe.seed}
         for name, value in parameters.items():
             if isinstance(value, np.generic):
                 parameters[name] = value.item()
-        save_trajectory(path, self.trajectory_, parameters, overwrite)
+        save_trajectory(path, trajectory, parameters, overwrite)
 
     def _tables(self) -> Tables:
-        if not hasattr(self, "trajectory_"):
+        if not hasattr(self, "user_factors_"):
             raise NotFittedError("this MatrixFactorization is not fitted yet: call fit first")
-        return self.trajectory_.end.tables
+        return Tables(self.user_factors_, self.item_factors_, self.user_biases_, self.item_biases_)
 
 
 def scores(

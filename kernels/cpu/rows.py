@@ -1,4 +1,4 @@
-"""Influence of single examples, row by row: own pairs and whole rows of the influence matrix."""
+"""Rows of single examples: on their own pairs, in rows of the influence matrix, added up."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .lanes import LANES
 from .panels import panel_scores, unpack_row
 from .simd import dot
 
-__all__ = ["own_influence", "self_influence", "sparse_influence"]
+__all__ = ["add_rows", "own_influence", "self_influence", "sparse_influence"]
 
 
 @inner_kernel
@@ -133,3 +133,25 @@ def self_influence(
             user_vectors[u],
             work,
         )
+
+
+@kernel
+def add_rows(side, groups, places, targets, sums):
+    """Add up rows of a store: ``sums[targets[n]] += row of the example at places[n]``.
+
+    Parameters
+    ----------
+    side : Side
+    groups : (m,) int32
+        Group of each example.
+    places : (m,) int64
+        Where in the side it stands.
+    targets : (m,) int64
+    sums : (n_targets, d) float, out
+    """
+    row = np.empty(sums.shape[1], sums.dtype)
+    for n in range(places.shape[0]):
+        unpack_row(side.rows, side.pointers, groups[n], places[n], row)
+        total = sums[targets[n]]
+        for f in range(row.shape[0]):
+            total[f] += row[f]
