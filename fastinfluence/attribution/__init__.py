@@ -1,9 +1,21 @@
 """Attribution methods: one file each, one shared way to explain."""
 
 from fastinfluence.attribution import objectives
+from fastinfluence.attribution.counterfactuals import Counterfactual, counterfactual
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.replay import Replay
+from fastinfluence.attribution.sets import ExplanationSet, explain_set
 
-__all__ = ["CurvatureRollback", "Explanations", "GradientRollback", "Replay", "objectives"]
+__all__ = [
+    "Counterfactual",
+    "CurvatureRollback",
+    "ExplanationSet",
+    "Explanations",
+    "GradientRollback",
+    "Replay",
+    "counterfactual",
+    "explain_set",
+    "objectives",
+]

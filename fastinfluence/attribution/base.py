@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ Codes = npt.NDArray[np.int32]
 _MOST_QUERIES = 2**20  # in one batch: its lists stay well below the memory of a laptop
 
 
-class RowAttribution(Attribution, ABC):
+class RowAttribution(Attribution):
     """Attribution by rows: every example is credited a change of its user's and item's row.
 
     The influence of example j on the score of a query is the score with the model's rows minus
@@ -68,6 +68,10 @@ class RowAttribution(Attribution, ABC):
     @abstractmethod
     def rows(self) -> RowStore:
         """The row store the influences are read from."""
+
+    def _options_for(self, queries: Any) -> dict[str, Any]:
+        # A folder holds the rows of one model.
+        return super()._options_for(queries) | {"path": None}
 
     def _check_held(self, users: Codes, items: Codes) -> None:
         """Raise ParameterError unless the store holds the rows of these users and items."""

@@ -137,6 +137,9 @@ class CurvatureRollback(RowAttribution):
         """The changes credited to every example."""
         return self._rows
 
+    def _options_for(self, queries: Any) -> dict[str, Any]:
+        return super()._options_for(queries) | {"rows": queries}
+
     def _check_held(self, users: npt.NDArray[Any], items: npt.NDArray[Any]) -> None:
         if self._held is None:
             return

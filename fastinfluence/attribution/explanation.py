@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastinfluence.attribution.explanations import Explanations
     from fastinfluence.data.interactions import Interactions
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "example_names", "pair_name"]
 
 SIDES = np.array(["", "user", "item", "both", "other"])  # "" where there is no example
 IN_WORDS = {
@@ -41,7 +41,7 @@ class Explanation:
     @property
     def name(self) -> str:
         """The explained pair by name: "user → item"."""
-        return _pair_name(self._one.data, *self._pair)
+        return pair_name(self._one.data, *self._pair)
 
     @property
     def user(self) -> Any:
@@ -82,12 +82,7 @@ class Explanation:
     @property
     def example_names(self) -> list[str]:
         """The examples by name, with their value where the data have values."""
-        data = self._one.data
-        names = []
-        for row in self.train_index.tolist():
-            value = f": {data.values[row]:.4g}" if data.has_values else ""
-            names.append(_pair_name(data, int(data.users[row]), int(data.items[row])) + value)
-        return names
+        return example_names(self._one.data, self.train_index)
 
     def because(self, n: int = 3) -> str:
         """Return the prediction and at most `n` reasons for it as text."""
@@ -145,5 +140,15 @@ class Explanation:
         return "no training example shares its user or its item"
 
 
-def _pair_name(data: Interactions, user: int, item: int) -> str:
+def pair_name(data: Interactions, user: int, item: int) -> str:
+    """A pair of codes by name: "user → item"."""
     return f"{data.user_name(user)} → {data.item_name(item)}"
+
+
+def example_names(data: Interactions, train_index: npt.NDArray[np.integer[Any]]) -> list[str]:
+    """Training examples by name, with their value where the data have values."""
+    names = []
+    for row in train_index.tolist():
+        value = f": {data.values[row]:.4g}" if data.has_values else ""
+        names.append(pair_name(data, int(data.users[row]), int(data.items[row])) + value)
+    return names

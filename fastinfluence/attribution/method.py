@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
+from fastinfluence.attribution.counterfactuals import counterfactual
 from fastinfluence.attribution.objectives import Objective
 from fastinfluence.attribution.quantities import Quantity
-from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.attribution.sets import explain_set
+from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import Tables
+from fastinfluence.models.base import trajectory_of
 from fastinfluence.models.matrix_factorization import MatrixFactorization
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 __all__ = ["Attribution", "check_result", "main_pairs"]
 
 Codes = npt.NDArray[np.int32]
 
 
-class Attribution:
+class Attribution(ABC):
     """A way to say what every training example did to a prediction of a model.
 
     Parameters
@@ -34,17 +41,49 @@ class Attribution:
     name: str
     units: Literal["effect", "rank"]
 
+    _options: dict[str, Any]
+
+    explain_set = explain_set
+    counterfactual = counterfactual
+
+    def __new__(cls, model: object = None, **options: Any) -> Self:
+        """Keep the options, to make the same method of another model."""
+        method = super().__new__(cls)
+        method._options = options
+        return method
+
     def __init__(
         self, model: MatrixFactorization, *, n_threads: int | None = None, device: str = "auto"
     ) -> None:
         if not isinstance(model, MatrixFactorization):
             raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
-        if not hasattr(model, "trajectory_"):
-            raise NotFittedError("the model is not fitted yet: call fit before explaining it")
+        trajectory_of(model, "explaining it")
         dispatch.choose(device)
         self.model = model
         self.data = model.data_
         self._n_threads = dispatch.thread_count(n_threads)
+
+    @abstractmethod
+    def influence(
+        self, queries: Any, *, dense: bool = False
+    ) -> csr_array | npt.NDArray[np.floating[Any]]:
+        """Influence (n_queries, n_train) of every training example on every query."""
+
+    def on(self, model: MatrixFactorization, queries: Any = None) -> Self:
+        """Make the same method, with the same options, of another model.
+
+        Parameters
+        ----------
+        model : MatrixFactorization
+            Fitted.
+        queries : pairs as for `explain`, optional
+            Only these will be asked about: rows that they do not need are left out where that
+            is faster.
+        """
+        return type(self)(model, **self._options_for(queries))
+
+    def _options_for(self, queries: Any) -> dict[str, Any]:
+        return self._options | {"show_progress": False}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"

@@ -1,0 +1,371 @@
+"""Explanation sets: examples that together made a prediction, found one chunk after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence.attribution.explanation import IN_WORDS, SIDES, example_names, pair_name
+from fastinfluence.attribution.objectives import as_objective
+from fastinfluence.attribution.quantities import Margins, Quantity, Scores
+from fastinfluence.attribution.ranking import top_of_rows
+from fastinfluence.errors import ParameterError
+from fastinfluence.models.retrained import predrawn, without
+from fastinfluence.progress import progress
+from fastinfluence.storage import tables
+
+if TYPE_CHECKING:
+    from fastinfluence.attribution.method import Attribution
+    from fastinfluence.data import Interactions
+    from fastinfluence.models import MatrixFactorization
+
+__all__ = ["ExplanationSet", "explain_set"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+_SHOWN = 10  # examples of a set that shows itself
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ExplanationSet:
+    """Training examples that together made a prediction, and what it is without them.
+
+    Shows itself as text.
+
+    Attributes
+    ----------
+    explained : str
+        What is explained, by name.
+    pair : (user, item) or None
+        Codes of the pair it is about, where it is about one.
+    train_index : (m,) int64
+        In the order in which they were found.
+    influence : (m,) float64
+        Estimated effect of each on the model without those of the chunks before.
+    sizes : (c + 1,) int64
+        0, and the number of examples left out after each of c chunks.
+    values : (c + 1,) float64
+        The explained quantity of the model, and after training without the first so many.
+    data : Interactions
+        The training data.
+    method : str
+        The method that found them.
+    units : {"effect", "rank"}
+        Whether influence is in the units of the quantity, or only orders the examples.
+    """
+
+    explained: str
+    pair: tuple[int, int] | None
+    train_index: npt.NDArray[np.int64]
+    influence: Floats
+    sizes: npt.NDArray[np.int64]
+    values: Floats
+    data: Interactions
+    method: str
+    units: Literal["effect", "rank"]
+
+    def __len__(self) -> int:
+        return len(self.train_index)
+
+    @property
+    def drop(self) -> Floats:
+        """(c + 1,) float64: how much the quantity fell after each chunk, by retraining."""
+        drop: Floats = self.values[0] - self.values
+        return drop
+
+    @property
+    def estimated_drop(self) -> Floats:
+        """(c + 1,) float64: the sum of the influences that `drop` is to be compared with."""
+        return np.concatenate([[0.0], np.cumsum(self.influence)])[self.sizes]
+
+    @property
+    def side(self) -> npt.NDArray[np.str_]:
+        """(m,) str: what each example has in common with the pair, as `Explanations.side`."""
+        side: npt.NDArray[np.str_] = SIDES[sides_of(self.data, self.train_index, self.pair)]
+        return side
+
+    def because(self, n: int = _SHOWN) -> str:
+        """Return what the set does, and at most `n` of its examples, as text."""
+        check_count("n", n)
+        text = f"{self.explained}: {self.values[0]:.4g}"
+        if not len(self):
+            return f"{text}; no training example raised it."
+        first = self.train_index[:n]
+        examples = example_lines(self.data, first, side_names(self.data, first, self.pair))
+        numbers = [f"{value:+.3g}" for value in self.influence[:n]]
+        width = max(map(len, numbers))
+        lines = [
+            f"{text}, but {self.values[-1]:.4g} when trained without "
+            + (f"these {len(self):,} examples" if len(self) > 1 else "this example"),
+            *(f"  {a:>{width}}  {b}" for a, b in zip(numbers, examples, strict=True)),
+        ]
+        if len(self) > n:
+            lines.append(f"  and {len(self) - n:,} more")
+        if self.units == "effect":
+            drop, estimate = self.drop[-1], self.estimated_drop[-1]
+            lines.append(f"  (together {drop:+.3g} by retraining, {estimate:+.3g} by estimate)")
+        else:
+            lines.append("  (these numbers order the examples; they do not measure a change)")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.because()
+
+    def to_dict(self) -> dict[str, Array]:
+        """Return columns, one row for each example in the order found, as numpy arrays.
+
+        ``rank`` (from 1), ``train_index``, ``train_user``, ``train_item``, ``train_value``,
+        ``influence``, ``side``, ``without`` (examples left out once its chunk was), ``value``
+        (the quantity then, by retraining), and ``train_user_label``, ``train_item_label`` where
+        the data have labels. Users and items are raw ids.
+        """
+        data, rows = self.data, self.train_index
+        rank = np.arange(1, len(rows) + 1)
+        chunk = np.searchsorted(self.sizes, rank)
+        table = {
+            "rank": rank,
+            "train_index": rows,
+            "train_user": data.user_ids[data.users[rows]],
+            "train_item": data.item_ids[data.items[rows]],
+            "train_value": data.values[rows],
+            "influence": self.influence,
+            "side": self.side,
+            "without": self.sizes[chunk],
+            "value": self.values[chunk],
+        }
+        if data.user_labels is not None:
+            table["train_user_label"] = data.user_labels[data.users[rows]]
+        if data.item_labels is not None:
+            table["train_item_label"] = data.item_labels[data.items[rows]]
+        return table
+
+    def to_pandas(self) -> Any:
+        """Return the columns of `to_dict` as a `pandas.DataFrame`."""
+        return tables.to_pandas(self.to_dict())
+
+
+def explain_set(
+    method: Attribution,
+    query: Any,
+    size: int,
+    *,
+    chunk: int = 10,
+    show_progress: bool | None = None,
+) -> ExplanationSet:
+    """Find examples that together made a prediction: greedy, by training again on the way.
+
+    The `chunk` most positive examples are left out, the model is trained without them, what is
+    then most positive is left out too, and so on. The influences of single examples do not add up
+    to that of a set; measured again on the model without the first ones they come closer.
+
+    Parameters
+    ----------
+    method : attribution object
+        The object itself where this is called as its method. The models on the way are
+        explained with the same method and options.
+    query : (user, item) pair, or Objective of one query
+        Raw ids.
+    size : int
+        Examples in the set; it holds fewer where no more raise the quantity.
+    chunk : int, default 10
+        Examples between two trainings.
+    show_progress : bool, optional
+
+    Returns
+    -------
+    ExplanationSet
+
+    Raises
+    ------
+    UnknownIdError
+        A user or item is not in the training data.
+    ParameterError
+        Several queries, size or chunk < 1, a size that leaves nothing to train on, or an
+        objective the method does not know.
+
+    Notes
+    -----
+    ``size / chunk`` times one training and what the method takes for one query of a new model.
+
+    Examples
+    --------
+    >>> import fastinfluence as fi
+    >>> data = fi.Interactions.from_arrays(["ann", "ann", "bob"], ["x", "y", "x"], [5, 3, 4])
+    >>> model = fi.MatrixFactorization(n_factors=4, rng=0).fit(data)
+    >>> fi.Replay(model).explain_set(("ann", "x"), size=1).train_index
+    array([0])
+    """
+    size, chunk = check_count("size", size), check_count("chunk", chunk)
+    objective = as_objective(as_queries(query))
+    model = method.model
+    quantity = objective.bind(model.data_, model.trajectory_.recipe)
+    if len(quantity) != 1:
+        raise ParameterError(
+            f"a set explains one query, not {len(quantity):,}: call it for each, or explain "
+            "their objectives.Mean"
+        )
+    if size > (most := most_to_leave_out(model)):
+        raise ParameterError(
+            f"size={size:,}, but no more than {most:,} examples can be left out: at least one "
+            "must be left to train on"
+        )
+    taken: list[Array] = []
+    influence: list[Array] = []
+    values = [value_of(quantity, model)]
+    with progress(size, description="set", show=show_progress, unit="example") as bar:
+        first = method.influence(objective)
+        for step in leave_out_best(method, predrawn(model), objective, first, size, chunk):
+            taken.append(step.train_index)
+            influence.append(step.influence)
+            values.append(value_of(quantity, step.model))
+            bar.set_postfix(value=f"{values[-1]:.4g}")
+            bar.update(len(step.train_index))
+    return ExplanationSet(
+        explained=_name_of(quantity, type(objective).__name__, method.data),
+        pair=pair_of(quantity),
+        train_index=np.concatenate([np.zeros(0, np.int64), *taken]),
+        influence=np.concatenate([np.zeros(0), *influence]),
+        sizes=np.cumsum([0, *map(len, taken)]),
+        values=np.array(values),
+        data=method.data,
+        method=method.name,
+        units=method.units,
+    )
+
+
+# -------------------------------------------------------------------- one chunk after another
+
+
+class Step(NamedTuple):
+    """A chunk of examples, and the model trained without it and those before."""
+
+    train_index: npt.NDArray[np.int64]
+    influence: Floats
+    model: MatrixFactorization
+
+
+def leave_out_best(
+    method: Attribution,
+    model: MatrixFactorization,
+    objective: Any,
+    influence: Any,
+    size: int,
+    chunk: int,
+) -> Iterator[Step]:
+    """Leave out the most positive examples, `chunk` by `chunk`, at most `size` of them.
+
+    Parameters
+    ----------
+    method : Attribution
+    model : MatrixFactorization
+    objective : Objective
+        Of one query.
+    influence : (1, n_train) array or csr_array
+        On the model.
+    size, chunk : int
+    """
+    quantity = objective.bind(model.data_, model.trajectory_.recipe)
+    n_taken = 0
+    while n_taken < size:
+        if n_taken:
+            queries = pairs_needed(quantity, model)
+            influence = method.on(model, queries).influence(objective)
+        # What has been left out has no weight and so no influence: it is no candidate.
+        best, values, _ = top_of_rows(influence, min(chunk, size - n_taken))
+        positive = values[0] > 0
+        if not positive.any():
+            return
+        taken = best[0][positive].astype(np.int64)
+        model = without(model, taken)
+        n_taken += len(taken)
+        yield Step(taken, values[0][positive].astype(np.float64), model)
+
+
+def pairs_needed(quantity: Quantity, model: MatrixFactorization) -> list[tuple[Any, Any]] | None:
+    """Pairs of raw ids whose scores a quantity is made of; None where nobody knows."""
+    weights = quantity.pairs(model.trajectory_.end.tables, model.global_mean_)
+    if weights is None:
+        return None
+    data = model.data_
+    users, items = np.unique(np.stack([weights.users, weights.items]), axis=1)
+    return list(zip(data.user_ids[users], data.item_ids[items], strict=True))
+
+
+def value_of(quantity: Quantity, model: MatrixFactorization) -> float:
+    """Value of a quantity of one query."""
+    return float(quantity.values(model.trajectory_.end.tables, model.global_mean_)[0])
+
+
+def most_to_leave_out(model: MatrixFactorization) -> int:
+    """How many examples can be left out so that training has one to go on."""
+    return int(np.count_nonzero(model.trajectory_.program.weights)) - 1
+
+
+def check_count(name: str, value: object) -> int:
+    """Return an integer of at least 1, or raise ParameterError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ParameterError(f"{name} must be an integer >= 1, not {value!r}")
+    return int(value)
+
+
+def as_queries(query: Any) -> Any:
+    """A single (user, item) pair as queries; anything else as it is."""
+
+    def is_list(part: object) -> bool:
+        return isinstance(part, Sequence | np.ndarray) and not isinstance(part, str)
+
+    single = is_list(query) and len(query) == 2 and not any(map(is_list, query))
+    return [tuple(query)] if single else query
+
+
+# -------------------------------------------------------------------- as text
+
+
+def pair_of(quantity: Quantity) -> tuple[int, int] | None:
+    """Codes of the pair that a quantity of one query is about."""
+    if quantity.users is None or quantity.items is None:
+        return None
+    return int(quantity.users[0]), int(quantity.items[0])
+
+
+def _name_of(quantity: Quantity, kind: str, data: Interactions) -> str:
+    pair = pair_of(quantity)
+    if pair is None:
+        return kind
+    name = pair_name(data, *pair)
+    if isinstance(quantity, Margins):
+        return f"{name} over {data.item_name(int(quantity.over[0]))}"
+    return name if isinstance(quantity, Scores) else f"{kind} of {name}"
+
+
+def sides_of(
+    data: Interactions, train_index: Array, pair: tuple[int, int] | None
+) -> npt.NDArray[np.int8]:
+    """Numbers in `SIDES` of what examples have in common with a pair, 0 where there is none."""
+    if pair is None:
+        return np.zeros(len(train_index), np.int8)
+    side: npt.NDArray[np.int8] = (data.users[train_index] == pair[0]) + np.int8(2) * (
+        data.items[train_index] == pair[1]
+    )
+    side[side == 0] = 4
+    return side
+
+
+def side_names(data: Interactions, train_index: Array, pair: tuple[int, int] | None) -> list[str]:
+    """What examples have in common with a pair, in words."""
+    return [IN_WORDS.get(side, "") for side in SIDES[sides_of(data, train_index, pair)]]
+
+
+def example_lines(data: Interactions, train_index: Array, remarks: list[str]) -> list[str]:
+    """Examples as lines of text, the remarks below each other."""
+    names = example_names(data, train_index)
+    width = max(map(len, names), default=0)
+    return [
+        f"{name:<{width}}  ({remark})" if remark else name
+        for name, remark in zip(names, remarks, strict=True)
+    ]
