@@ -1,4 +1,4 @@
-"""The command line: train, explain, look, and a demonstration.
+"""The command line: train, explain, evaluate, look, and a demonstration.
 
 Exit codes: 0 done, 2 bad input, 1 failure. Compiling and plotting libraries are imported inside
 the commands, so that ``fastinfluence --help`` answers at once.
@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import fastinfluence
+from fastinfluence.cli.evaluate import evaluate
 from fastinfluence.cli.explain import explain
 from fastinfluence.cli.options import json_option, report
 from fastinfluence.cli.train import train
@@ -97,3 +98,4 @@ def info(run: str | None, as_json: bool) -> None:
 
 main.add_command(train)
 main.add_command(explain)
+main.add_command(evaluate)

@@ -11,9 +11,9 @@ import click
 import numpy as np
 
 from fastinfluence.attribution import GradientRollback
-from fastinfluence.cli.options import column_option, json_option, report
+from fastinfluence.cli.methods import METHODS, make_method, streams
+from fastinfluence.cli.options import column_option, json_option, read_queries, report
 from fastinfluence.data import Interactions
-from fastinfluence.data.readers import read_table
 from fastinfluence.errors import ParameterError, RunDirectoryError
 from fastinfluence.memory import memory_budget
 from fastinfluence.models import MatrixFactorization, load
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fastinfluence.attribution import Explanations
 
 __all__ = ["explain"]
-
-METHODS = {GradientRollback.name: GradientRollback}
 
 _ROW_BYTES = 120  # of one example in the table that a file is written from
 
@@ -93,9 +91,10 @@ def explain(
     if [queries is not None, recommend is not None, every_pair].count(True) != 1:
         raise click.UsageError("say what to explain: exactly one of QUERIES, --recommend and --all")
     to_folder = _check_target(out, resume)
+    _check_method(method, to_folder, batch_size)
     model = load(run)
     pairs = _pairs(model, queries, recommend, user, item)
-    attribution = METHODS[method](model)
+    attribution = make_method(method, model, pairs)
     summary: dict[str, Any] = {
         "run": run,
         "out": out,
@@ -114,7 +113,8 @@ def explain(
             pairs = _all_pairs(model.data_)
         n_queries = len(pairs["user"])
         _check_size(n_queries, k)
-        found = attribution.explain(pairs, k, proponents=not opponents, batch_size=batch_size)
+        options = {"batch_size": batch_size} if streams(method) else {}
+        found = attribution.explain(pairs, k, proponents=not opponents, **options)
         found.save(out)
         example = _example(found)
     summary |= {"n_queries": n_queries, "seconds": time.perf_counter() - start}
@@ -146,6 +146,19 @@ def _check_target(out: str, resume: bool) -> bool:
     return False
 
 
+def _check_method(method: str, to_folder: bool, batch_size: int | None) -> None:
+    if streams(method):
+        return
+    if to_folder:
+        able = ", ".join(filter(streams, METHODS))
+        raise click.UsageError(
+            f"{method} cannot stream predictions into a folder ({able} can): give --out a file "
+            "(.parquet, .csv, .npz)"
+        )
+    if batch_size is not None:
+        raise click.UsageError(f"{method} has batches of its own: leave out --batch-size")
+
+
 def _pairs(
     model: MatrixFactorization,
     queries: str | None,
@@ -154,20 +167,12 @@ def _pairs(
     item: str | int | None,
 ) -> dict[str, Any] | None:
     """Columns of raw ids, or None for all pairs."""
-    data = model.data_
     if queries is not None:
-        chosen = ("user" if user is None else user, "item" if item is None else item)
-        users, items = read_table(queries, chosen).values()
-        return {"user": _as_ids(users, data.user_ids), "item": _as_ids(items, data.item_ids)}
+        return read_queries(model, queries, user, item)
     if recommend is not None:
         best, _ = model.recommend(k=recommend)
-        return {"user": np.repeat(data.user_ids, recommend), "item": best.ravel()}
+        return {"user": np.repeat(model.data_.user_ids, recommend), "item": best.ravel()}
     return None
-
-
-def _as_ids(column: Any, ids: Any) -> Any:
-    """Read ids that happen to be numbers as text where the model's ids are text."""
-    return column.astype(str) if ids.dtype.kind == "U" and column.dtype.kind == "i" else column
 
 
 def _all_pairs(data: Interactions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the commands share: options for columns and hyper-parameters, and the report."""
+"""What the commands share: options for columns and hyper-parameters, queries, the report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
+from fastinfluence.data.readers import read_table
 from fastinfluence.models import MatrixFactorization
 from fastinfluence.training.recipe import LOSSES, OPTIMIZERS
 
-__all__ = ["column_option", "hyperparameters", "json_option", "report"]
+__all__ = ["column_option", "hyperparameters", "json_option", "read_queries", "report"]
 
 _CHOICES = {"loss": LOSSES, "optimizer": OPTIMIZERS, "dtype": ("float32", "float64")}
 
@@ -67,6 +68,22 @@ def _descriptions(model: type) -> dict[str, str]:
             name = line.partition(" :")[0]
             described[name] = ""
     return described
+
+
+def read_queries(
+    model: MatrixFactorization, file: str, user: str | int | None, item: str | int | None
+) -> dict[str, Any]:
+    """Columns ``user`` and ``item`` of raw ids, from a file with columns of these or other names.
+
+    Ids that happen to be numbers are read as text where the model's ids are text.
+    """
+    chosen = ("user" if user is None else user, "item" if item is None else item)
+    found = read_table(file, chosen).values()
+    sides = (("user", model.data_.user_ids), ("item", model.data_.item_ids))
+    return {
+        name: column.astype(str) if ids.dtype.kind == "U" and column.dtype.kind == "i" else column
+        for column, (name, ids) in zip(found, sides, strict=True)
+    }
 
 
 def report(as_json: bool, summary: dict[str, Any], text: str) -> None:

@@ -53,6 +53,8 @@ class DeletionEffect:
         of the model; -1 for a user who has them all.
     best_after : (c, n) int64
         The same after retraining, of the same items: what was left out is no candidate.
+    n_retrainings : int
+        Distinct sets left out; methods agree often.
     """
 
     methods: tuple[str, ...]
@@ -62,6 +64,7 @@ class DeletionEffect:
     after: Floats
     best_before: Codes
     best_after: Codes
+    n_retrainings: int
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -173,6 +176,7 @@ def deletion_effect(
         after=values[:n][queries_of, own],
         best_before=now[n:].astype(np.int64),
         best_after=values[n:][queries_of, own].astype(np.int64),
+        n_retrainings=len(sets.all),
     )
 
 

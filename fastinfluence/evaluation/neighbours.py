@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Quantity, as_objective
-from fastinfluence.errors import NotFittedError, ParameterError
+from fastinfluence.errors import ParameterError
 from fastinfluence.evaluation.metrics import FEWEST
 from fastinfluence.models import MatrixFactorization
+from fastinfluence.models.base import trajectory_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -52,11 +53,10 @@ def bind(model: Any, queries: Any) -> Quantity:
 
 
 def check_fitted(model: object) -> None:
-    """Raise ParameterError or NotFittedError unless `model` is a fitted MatrixFactorization."""
+    """Raise ParameterError or NotFittedError unless `model` has a Trajectory to train again."""
     if not isinstance(model, MatrixFactorization):
         raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
-    if not hasattr(model, "trajectory_"):
-        raise NotFittedError("the model is not fitted yet: call fit before evaluating it")
+    trajectory_of(model, "evaluating it")
 
 
 def adjacent_mask(
