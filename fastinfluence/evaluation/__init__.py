@@ -27,6 +27,7 @@ from fastinfluence.evaluation.noise import corrupt, noisy_example_auc
 from fastinfluence.evaluation.patching import tail_patch
 from fastinfluence.evaluation.retraining import leave_out, retrain_values
 from fastinfluence.evaluation.truth import SeedTruth, Truth, leave_one_out, multi_seed
+from fastinfluence.evaluation.unlearning import UnlearningDistance, unlearning_distance
 
 __all__ = [
     "Comparison",
@@ -35,6 +36,7 @@ __all__ = [
     "SeedTruth",
     "SubsetRemoval",
     "Truth",
+    "UnlearningDistance",
     "auc",
     "bootstrap_interval",
     "compare",
@@ -60,4 +62,5 @@ __all__ = [
     "tail_patch",
     "top1_change",
     "top1_ratio",
+    "unlearning_distance",
 ]

@@ -3,10 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from influence_cases import STORES, cases, make_case
+from influence_cases import STORES, cases, make_case, pointers_of
 from oracles import rows as oracle
 
-from fastinfluence.kernels.cpu.rows import own_influence, self_influence, sparse_influence
+from fastinfluence.kernels.cpu.rows import (
+    add_rows,
+    own_influence,
+    self_influence,
+    sparse_influence,
+)
+from fastinfluence.readout import pack_side
 
 
 def assert_sparse_like_oracle(case):
@@ -89,3 +95,32 @@ def test_self_influence_of_a_stretch_of_examples(store):
             out,
         )
     np.testing.assert_array_equal(out, np.diag(case.influence))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 64])
+def test_rows_of_some_examples_add_up(k, store):
+    rng = np.random.default_rng(k)
+    codes = np.sort(rng.integers(0, 9, 120))  # groups of fewer and more than 16 rows
+    codes[:40] = 0
+    codes[40:] += 2  # and an empty one
+    rows = rng.integers(-8, 9, (120, k + 1)).astype(np.float32)  # exact in every dtype
+    dtype = "bfloat16" if store == np.uint16 else np.dtype(store).name
+    factors = rows[:, :-1].astype(np.float32 if store == np.uint16 else store)
+    side = pack_side(
+        np.ascontiguousarray(factors),
+        rows[:, -1].astype(factors.dtype),
+        np.arange(120),
+        pointers_of(codes, 12),
+        np.arange(120),
+        dtype=dtype,
+    )
+    assert side.rows.dtype == store
+    places = rng.integers(0, 120, 50)
+    targets = rng.integers(0, 4, 50)
+    sums = np.ones((5, k + 1))
+    add_rows(side, codes[places].astype(np.int32), places, targets, sums)
+    expected = np.ones((5, k + 1))
+    for place, target in zip(places, targets, strict=True):
+        expected[target] += rows[place]
+    assert sums.tolist() == expected.tolist()
