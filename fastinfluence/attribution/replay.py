@@ -246,7 +246,7 @@ class Replay(Attribution):
         trajectory = self.model.trajectory_
         gradients = quantity.gradients(*self._parameters)
         visits, n = trajectory.visits(), len(quantity)
-        at_once = LANES * self._blocks_at_once()
+        order, at_once = _order(trajectory), LANES * self._blocks_at_once()
         for first in range(0, n, at_once):
             starts = range(first, min(first + at_once, n), LANES)
             blocks = [_start(trajectory, gradients, start, self.hops) for start in starts]
@@ -259,11 +259,11 @@ class Replay(Attribution):
                 show_progress=self._show_progress if show_progress is None else show_progress,
             )
             for stage in stages:
-                _step_back(trajectory, stage, blocks, self._n_threads)
+                _step_back(trajectory, stage, order, blocks, self._n_threads)
             found = [block.influence for block in blocks]
             del blocks  # their adjoints are of no more use
             for start, influence in zip(starts, found, strict=True):
-                yield start, influence[visits, : n - start].T.copy()
+                yield start, _by_query(influence, visits, min(LANES, n - start))
 
     def _blocks_at_once(self) -> int:
         program, data = self.model.trajectory_.program, self.data
@@ -356,7 +356,34 @@ def _visits_of(trajectory: Trajectory, blocks: list[_Block]) -> npt.NDArray[np.b
     return some
 
 
-def _step_back(trajectory: Trajectory, stage: Stage, blocks: list[_Block], n_threads: int) -> None:
+def _by_query(influence: Array, visits: npt.NDArray[np.int64], m: int) -> Array:
+    """Influence (m, n_train) on the first m lanes, from that by visit."""
+    n = len(visits)
+    found = np.empty((m, n), influence.dtype)
+    for start in range(0, n, 4096):  # at once it would go twice through memory
+        some = slice(start, start + 4096)
+        found[:, some] = influence[visits[some], :m].T
+    return found
+
+
+def _order(trajectory: Trajectory) -> npt.NDArray[np.int32]:
+    """The visits, to be gone through from the last to the first."""
+    program, data = trajectory.program, trajectory.data
+    if program.sampler.n_negatives:
+        return np.arange(len(data), dtype=np.int32)
+    order: npt.NDArray[np.int32] = dispatch.kernels("replay").walk_order(
+        program.examples, program.schedule.pointers, data.n_users, data.n_items
+    )
+    return order
+
+
+def _step_back(
+    trajectory: Trajectory,
+    stage: Stage,
+    order: npt.NDArray[np.int32],
+    blocks: list[_Block],
+    n_threads: int,
+) -> None:
     """Take all blocks back over a stage, its strata one after the other.
 
     The tiles of a stratum share no row, negatives included, so its groups of users may go back
@@ -380,6 +407,7 @@ def _step_back(trajectory: Trajectory, stage: Stage, blocks: list[_Block], n_thr
                     hyper,
                     program.recipe.loss_code,
                     *block.allowed,
+                    order,
                     bounds[max(start - first, 0)],
                     bounds[min(stop - first, n_groups)],
                     block.influence,

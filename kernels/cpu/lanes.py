@@ -14,6 +14,7 @@ __all__ = [
     "LANES",
     "Lanes",
     "broadcast",
+    "emit_prefetch",
     "first_lanes",
     "is_matrix",
     "is_vector",
@@ -133,6 +134,14 @@ def broadcast(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
     zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def emit_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Ask for the cache line of a pointer, to be written soon."""
+    address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    function_type = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+    builder.call(function, [address, I32(1), I32(3), I32(1)])
 
 
 def first_lanes(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:

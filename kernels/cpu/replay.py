@@ -19,15 +19,77 @@ a quantity has the same bits in any company.
 
 import numpy as np
 
+from ..structures import CURVATURE, GRADIENT, ITEM_BIAS, USER_BIAS
 from .adjoints import add_lanes, adjoint_dots, move_adjoints, set_lanes
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .losses import BPR
+from .simd import prefetch
 
-__all__ = ["LANES", "replay_steps"]
+__all__ = ["LANES", "replay_steps", "walk_order"]
+
+PREFETCH_STEPS = 6
+"""The log of a step is asked for so many steps ahead: `walk_order` jumps about in it."""
 
 
-@inner_kernel
+@kernel
+def walk_order(examples, pointers, n_users, n_items):
+    """Order of the visits that goes back as theirs does, and meets rows again while in cache.
+
+    Steps that share no row may change places. From a step one goes on to the earlier one of its
+    user or of its item if that one's other row is free as well, otherwise to the step that became
+    free last. On MovieLens 1M four rows in ten are then among the last six, instead of
+    two in a hundred.
+
+    Parameters
+    ----------
+    examples : Examples
+        Of a loss without negatives.
+    pointers : (n_blocks + 1,) int64
+        Bounds of the blocks; each keeps its visits.
+    n_users, n_items : int
+
+    Returns
+    -------
+    (n,) int32
+        Visits, to be gone through from the last to the first.
+    """
+    n = examples.users.shape[0]
+    order, free = np.empty(n, np.int32), np.empty(n, np.int32)
+    earlier, waiting = np.full((n, 2), -1, np.int32), np.zeros(n, np.int8)
+    of_users, of_items = np.full(n_users, -1, np.int32), np.full(n_items, -1, np.int32)
+    for block in range(pointers.shape[0] - 1):
+        start, stop = pointers[block], pointers[block + 1]
+        for t in range(start, stop):
+            for side in range(2):
+                row = examples.users[t] if side == 0 else examples.items[t]
+                last = of_users if side == 0 else of_items
+                if last[row] >= start:
+                    earlier[t, side] = last[row]
+                    waiting[last[row]] += 1
+                last[row] = t
+        n_free = 0
+        for t in range(start, stop):
+            if waiting[t] == 0:
+                free[n_free] = t
+                n_free += 1
+        at = stop
+        while n_free > 0:
+            n_free -= 1
+            t = free[n_free]
+            at -= 1
+            order[at] = t
+            for side in range(2):
+                other = earlier[t, side]
+                if other >= 0:
+                    waiting[other] -= 1
+                    if waiting[other] == 0:
+                        free[n_free] = other
+                        n_free += 1
+    return order
+
+
+@inner_kernel(inline="always")
 def _candidates(log, slot, allowed_items):
     """Number of candidates of a step, and the lanes that live on any of them."""
     count, lanes = 0, 0
@@ -38,7 +100,7 @@ def _candidates(log, slot, allowed_items):
 
 
 @inner_kernel
-def _bend(loss, log, slot, n_candidates, factor, dots, bends):
+def _bend(loss, numbers, first, n_candidates, factor, dots, bends):
     """``factor * (d2L/df2 @ slopes)``: how much dL/df of every candidate changes.
 
     The slopes of the scores are ``dots[:, 0]``. The losses are sums over candidates, or in BPR
@@ -46,7 +108,7 @@ def _bend(loss, log, slot, n_candidates, factor, dots, bends):
     """
     set_lanes(bends[0], dots[0, 0], factor * 0)
     for c in range(n_candidates):
-        bend = factor * log.curvatures[slot, c]
+        bend = factor * numbers[first + c, CURVATURE]
         if loss != BPR:
             set_lanes(bends[c], dots[c, 0], bend)
         elif c > 0:
@@ -55,10 +117,10 @@ def _bend(loss, log, slot, n_candidates, factor, dots, bends):
             add_lanes(bends[0], bends[c], type(bend)(-1))
 
 
-@inner_kernel
+@inner_kernel(inline="always")  # a call, which hands over the whole log, takes 25 ns
 def _through_step(
-    user, items, numbers, n_candidates, log, slot, loss, l2, rate, keep, user_lanes, allowed_items,
-    out, work,
+    user, items, places, n_candidates, log, slot, loss, l2, rate, keep, user_lanes, allowed_items,
+    next_user, next_item, out, work,
 ):  # fmt: skip
     """``out -= rate v . grad l`` and ``v <- keep v - rate H v`` for the rows v of a step.
 
@@ -69,36 +131,42 @@ def _through_step(
     user : (k + 1, LANES)
         v of the user's row.
     items : (_, k + 1, LANES)
-        v of the candidate c in ``items[numbers[c]]``.
+        v of the candidate c in ``items[places[c]]``.
+    next_user, next_item : (k + 1, LANES)
+        Rows that are needed next.
     """
     dots, bends, partial = work
-    width = log.items.shape[1]
-    p, one = log.user_rows[slot], type(rate)(1)
+    p, first, one = log.user_rows[slot], slot * log.items.shape[1], type(rate)(1)
     share = one * (loss != BPR)  # of the user's bias, which in BPR cancels
     for c in range(n_candidates):
-        q, q_bias = log.item_rows[slot * width + c], log.item_biases[slot, c]
-        adjoint_dots(user, items[numbers[c]], p, q, log.user_biases[slot], q_bias, share, dots[c])
+        numbers = log.numbers[first + c]
+        adjoint_dots(
+            user, items[places[c]], p, log.item_rows[first + c], numbers[USER_BIAS],
+            numbers[ITEM_BIAS], share, dots[c],
+        )  # fmt: skip
     add_lanes(out, dots[0, 1], -rate * l2)
     for c in range(n_candidates):
-        add_lanes(out, dots[c, 0], -rate * log.gradients[slot, c])
+        add_lanes(out, dots[c, 0], -rate * log.numbers[first + c, GRADIENT])
         add_lanes(out, dots[c, 2], -rate * l2)
-    _bend(loss, log, slot, n_candidates, rate, dots, bends)
+    _bend(loss, log.numbers, first, n_candidates, rate, dots, bends)
     for c in range(n_candidates):
         # All candidates meet the old row of the user; the new one is gathered beside it.
         move_adjoints(
             user if c == n_candidates - 1 else partial,
             user if c == 0 else partial,
             user,
-            items[numbers[c]],
+            items[places[c]],
             p,
-            log.item_rows[slot * width + c],
+            log.item_rows[first + c],
             bends[c],
-            rate * log.gradients[slot, c],
+            rate * log.numbers[first + c, GRADIENT],
             share,
             keep if c == 0 else one,
             keep,
             user_lanes,
             allowed_items[log.items[slot, c]],
+            next_user,
+            next_item,
         )
 
 
@@ -121,36 +189,36 @@ def _pull(row, sums, squares, gradients, hyper, pulls):
 @inner_kernel
 def _adagrad_step(
     adjoint, squares, u, n_candidates, log, slot, loss, hyper, weight, user_lanes, allowed_items,
-    out, of_step, of_adagrad,
+    next_user, next_item, out, of_step, of_adagrad,
 ):  # fmt: skip
-    numbers, gradients, user_pulls, item_pulls = of_adagrad
-    k, width = log.user_rows.shape[1], log.items.shape[1]
+    places, gradients, user_pulls, item_pulls = of_adagrad
+    k, first = log.user_rows.shape[1], slot * log.items.shape[1]
     l2, one = weight * hyper.regularization, type(weight)(1)
     p = log.user_rows[slot]
     for f in range(k):
         gradients[f] = l2 * p[f]
-    gradients[k] = l2 * log.user_biases[slot]
+    gradients[k] = l2 * log.numbers[first, USER_BIAS]
     for c in range(n_candidates):
-        push, q = weight * log.gradients[slot, c], log.item_rows[slot * width + c]
+        push, q = weight * log.numbers[first + c, GRADIENT], log.item_rows[first + c]
         for f in range(k):
             gradients[f] += push * q[f]
         if loss != BPR:
             gradients[k] += push
     _pull(adjoint.users[u], squares.users[u], log.user_squares[slot], gradients, hyper, user_pulls)
     for c in range(n_candidates):
-        place, i = slot * width + c, log.items[slot, c]
-        push, q = weight * log.gradients[slot, c], log.item_rows[place]
+        i, q, numbers = log.items[slot, c], log.item_rows[first + c], log.numbers[first + c]
+        push = weight * numbers[GRADIENT]
         for f in range(k):
             gradients[f] = push * p[f] + l2 * q[f]
-        gradients[k] = push + l2 * log.item_biases[slot, c]
+        gradients[k] = push + l2 * numbers[ITEM_BIAS]
         _pull(
-            adjoint.items[i], squares.items[i], log.item_squares[place], gradients, hyper,
+            adjoint.items[i], squares.items[i], log.item_squares[first + c], gradients, hyper,
             item_pulls[c],
         )  # fmt: skip
-        numbers[c] = c
+        places[c] = c
     _through_step(
-        user_pulls, item_pulls, numbers, n_candidates, log, slot, loss, hyper.regularization,
-        -weight, l2, user_lanes, allowed_items, out, of_step,
+        user_pulls, item_pulls, places, n_candidates, log, slot, loss, hyper.regularization,
+        -weight, l2, user_lanes, allowed_items, next_user, next_item, out, of_step,
     )  # fmt: skip
     for f in range(k + 1):
         add_lanes(adjoint.users[u, f], user_pulls[f], one)
@@ -158,12 +226,24 @@ def _adagrad_step(
             add_lanes(adjoint.items[log.items[slot, c], f], item_pulls[c, f], one)
 
 
+@inner_kernel(inline="always")
+def _prefetch_log(log, slot, out):
+    per_line = 64 // log.user_rows.itemsize
+    for f in range(0, log.user_rows.shape[1], per_line):
+        prefetch(log.user_rows[slot], f)
+        for c in range(log.items.shape[1]):
+            prefetch(log.item_rows[slot * log.items.shape[1] + c], f)
+    prefetch(log.numbers[slot * log.items.shape[1]], 0)
+    prefetch(out, 0)
+
+
 @inner_kernel
 def _steps(
-    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, start, stop, out,
-    of_step, of_adagrad,
+    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, start, stop,
+    out, of_step, of_adagrad,
 ):  # fmt: skip
-    for t in range(stop - 1, start - 1, -1):
+    for n in range(stop - 1, start - 1, -1):
+        t = order[n]
         slot = log.slots[t]
         if slot < 0:
             continue
@@ -171,26 +251,36 @@ def _steps(
         n_candidates, lanes = _candidates(log, slot, allowed_items)
         if (lanes | allowed_users[u]) == 0:
             continue
+        soon = order[max(n - PREFETCH_STEPS, start)]
+        if log.slots[soon] >= 0:
+            _prefetch_log(log, log.slots[soon], out[soon])
+        after = order[max(n - 1, start)]
+        next_user, next_item = (
+            adjoint.users[examples.users[after]],
+            adjoint.items[examples.items[after]],
+        )
         weight = examples.weights[t]
         if squares is not None:
             _adagrad_step(
                 adjoint, squares, u, n_candidates, log, slot, loss, hyper, weight,
-                allowed_users[u], allowed_items, out[t], of_step, of_adagrad,
+                allowed_users[u], allowed_items, next_user, next_item, out[t], of_step, of_adagrad,
             )  # fmt: skip
         else:
-            # v = -learning_rate u is u itself up to a factor
+            # v = -learning_rate u is u itself up to a factor.
             rate = hyper.learning_rate * weight
             keep = type(rate)(1) - rate * hyper.regularization
             _through_step(
                 adjoint.users[u], adjoint.items, log.items[slot], n_candidates, log, slot, loss,
-                hyper.regularization, rate, keep, allowed_users[u], allowed_items, out[t], of_step,
+                hyper.regularization, rate, keep, allowed_users[u], allowed_items, next_user,
+                next_item, out[t], of_step,
             )  # fmt: skip
 
 
 @kernel
 def replay_steps(
-    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, start, stop, out
-):
+    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, start, stop,
+    out,
+):  # fmt: skip
     """Take the adjoints of a block of quantities back over logged steps, the last first.
 
     Parameters
@@ -209,8 +299,10 @@ def replay_steps(
     loss : {SQUARED, LOGISTIC, BPR}
     allowed_users, allowed_items : (n_users,), (n_items,) uint16
         Bit b: the adjoint of lane b may live on that row. It is zero elsewhere and stays so.
+    order : (n,) int32
+        Visits, to be gone through from the last to the first.
     start, stop : int
-        The first visit, and the one behind the last.
+        The part of `order` to go through.
     out : (n, LANES)
         ``w_j dphi/dw_j`` of the example of every visit, added to.
     """
@@ -228,6 +320,6 @@ def replay_steps(
         np.empty((width, d, LANES), dtype),
     )
     _steps(
-        adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, start, stop,
-        out, of_step, of_adagrad,
+        adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, start,
+        stop, out, of_step, of_adagrad,
     )  # fmt: skip

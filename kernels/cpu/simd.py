@@ -11,10 +11,18 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .lanes import I32, I64, LANES, Lanes, broadcast, first_lanes, is_vector, vectors
+from .lanes import (
+    I64,
+    LANES,
+    Lanes,
+    broadcast,
+    emit_prefetch,
+    first_lanes,
+    is_vector,
+    vectors,
+)
 
 __all__ = ["bits_to_float", "dot", "float_to_bits", "move_pair", "move_pair_recorded", "prefetch"]
 
@@ -109,13 +117,7 @@ def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         struct = context.make_array(signature.args[0])(context, builder, args[0])
-        address = builder.bitcast(builder.gep(struct.data, [args[1]]), ir.IntType(8).as_pointer())
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32]),
-            "llvm.prefetch.p0",
-        )
-        builder.call(function, [address, I32(1), I32(3), I32(1)])
+        emit_prefetch(builder, builder.gep(struct.data, [args[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen

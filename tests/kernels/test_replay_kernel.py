@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def everywhere(program):
     )
 
 
-def derive(trajectory, gradient, *, allowed=None, memory_budget=2**30, n_threads=1):
+def derive(trajectory, gradient, *, allowed=None, memory_budget=2**30, order=None):
     program = trajectory.program
     adjoint = Adjoint(*(rows.copy() for rows in gradient))
     adagrad = program.recipe.optimizer == "adagrad"
@@ -94,6 +95,7 @@ def derive(trajectory, gradient, *, allowed=None, memory_budget=2**30, n_threads
             program.hyper(stage.epoch),
             program.recipe.loss_code,
             *(allowed or everywhere(program)),
+            np.arange(len(out), dtype=np.int32) if order is None else order,
             stage.start,
             stage.stop,
             out,
@@ -222,6 +224,40 @@ def test_pieces_of_the_log_change_no_bit(optimizer):
     for mine, right in zip(
         (pieces.weights, *pieces.adjoint), (once.weights, *once.adjoint), strict=True
     ):
+        np.testing.assert_array_equal(mine, right)
+
+
+def backwards_by_row(rows, visits):
+    """The visits of every row, in the order in which they come up."""
+    return {row: visits[rows[visits] == row].tolist() for row in set(rows.tolist())}
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
+def test_order_of_the_walk(n_groups, n_users, n_items, seed):
+    """All visits, block by block, those of any row in their order."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, n_users * n_items + 1))
+    data = data_for("squared", n_users=n_users, n_items=n_items, n=n, seed=seed)
+    program = program_of(data, n_groups=min(n_groups, n_users, n_items))
+    pointers, examples = program.schedule.pointers, program.examples
+    order = replay.walk_order(examples, pointers, n_users, n_items)
+    for start, stop in itertools.pairwise(pointers):
+        np.testing.assert_array_equal(np.sort(order[start:stop]), np.arange(start, stop))
+    for rows in (examples.users, examples.items):
+        assert backwards_by_row(rows, order) == backwards_by_row(rows, np.arange(n))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_order_of_the_walk_changes_no_bit(optimizer):
+    data = data_for("squared", n_users=40, n_items=30, n=700)
+    program = program_of(data, optimizer=optimizer, dtype="float32")
+    trajectory, gradient = trajectory_of(program), gradients(program)
+    order = replay.walk_order(program.examples, program.schedule.pointers, 40, 30)
+    assert np.abs(np.diff(order)).mean() > 5  # another order indeed
+    once, moved = derive(trajectory, gradient), derive(trajectory, gradient, order=order)
+    np.testing.assert_array_equal(moved.weights, once.weights)
+    for mine, right in zip(moved.adjoint, once.adjoint, strict=True):
         np.testing.assert_array_equal(mine, right)
 
 
