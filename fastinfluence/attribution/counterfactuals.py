@@ -312,10 +312,18 @@ class _Search:
         bar = progress(total, description="counterfactual", show=show_progress, unit="example")
         with bar:
             for margin, influence in margins:
-                # Only a smaller set is of interest.
-                most = self._at_most if best is None else len(best) - 1
-                best = self._greedily(margin, influence, most, bar) or best
-        return best and self._thinned(best)
+                most = self._at_most
+                if best is not None:
+                    if len(best) == 1:
+                        break
+                    # A set as large as the best, and a few more that may turn out unneeded.
+                    most = min(most, len(best) + self._chunk - 1)
+                found = self._greedily(margin, influence, most, bar)
+                if found is not None:
+                    found = self._thinned(found)
+                    if best is None or len(found) < len(best):
+                        best = found
+        return best
 
     def _margins(self) -> list[tuple[Margin, Any]]:
         """Margin over each replacement, and influence on it, the easiest to overturn first."""

@@ -167,7 +167,7 @@ def explain_set(
     ----------
     method : attribution object
         The object itself where this is called as its method. The models on the way are
-        explained with the same method and options.
+        explained by the same method with the same options, restricted to the rows of the query.
     query : (user, item) pair, or Objective of one query
         Raw ids.
     size : int
@@ -218,7 +218,9 @@ def explain_set(
     influence: list[Array] = []
     values = [value_of(quantity, model)]
     with progress(size, description="set", show=show_progress, unit="example") as bar:
-        first = method.influence(objective)
+        queries = pairs_needed(quantity, model)
+        # Where nobody knows the pairs, a method of rows refuses before it makes any.
+        first = (method if queries is None else method.on(model, queries)).influence(objective)
         for step in leave_out_best(method, predrawn(model), objective, first, size, chunk):
             taken.append(step.train_index)
             influence.append(step.influence)
