@@ -194,15 +194,17 @@ def _set_diagonal(of_users, hyper, log, entry, diagonal):
 
 
 @inner_kernel(forceinline=True)
-def _prefetch_touch(of_users, log, entry):
+def _prefetch_touch(of_users, log, entry, place, credits):
     prefetch(log.numbers[entry], 0)
     row = log.item_rows[entry] if of_users else log.user_rows[_slot(log, entry)]
     for f in range(0, row.shape[0], 64 // row.itemsize):
         prefetch(row, f)
+        if place >= 0:
+            prefetch(credits[place], f)
 
 
 @inner_kernel(forceinline=True)
-def _gather(of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights):
+def _gather(of_users, loss, adagrad, log, hyper, touches, credits, first, e, scale, work, rights):
     """Fill a batch with whole touches, from number `e` down: (vectors, next number, scale)."""
     one, rate = type(hyper.mean)(1), hyper.learning_rate
     n = n_steps = 0
@@ -212,7 +214,8 @@ def _gather(of_users, loss, adagrad, log, hyper, touches, first, e, scale, work,
         count = _count_vectors(of_users, loss, adagrad, n_candidates)
         if n > 0 and (adagrad or n + count > RANK):
             break
-        _prefetch_touch(of_users, log, touches.entries[max(first, e - PREFETCH_TOUCHES)])
+        ahead = max(first, e - PREFETCH_TOUCHES)
+        _prefetch_touch(of_users, log, touches.entries[ahead], touches.places[ahead], credits)
         keep = one - rate * log.numbers[entry, WEIGHT] * hyper.regularization
         if adagrad:
             _set_diagonal(of_users, hyper, log, entry, work.diagonal)
@@ -345,8 +348,9 @@ def roll_back_rows(
         waiting = 0  # groups of pending vectors
         while e >= first:
             n, e, scale = _gather(
-                of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights
-            )
+                of_users, loss, adagrad, log, hyper, touches, credits, first, e, scale, work,
+                rights,
+            )  # fmt: skip
             bias_value = _batch(
                 matrix, last_row, value, bias_value, n, waiting, credits, bias_credits, work,
                 rights, old_rights,
