@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a run directory or a folder of explanations holds; everything in it is checked.
+    """What a run directory, or a folder of explanations or retrainings holds; all is checked.
 
     Raises
     ------
@@ -95,7 +95,8 @@ def _shards(path: Path) -> dict[str, Any]:
     table = open_shards(path)
     table.verify()
     about = {"rows": len(table), "shards": table.n_shards, "columns": table.columns}
-    return {"holds": "explanations", **table.meta, **about}
+    kind = "retrainings" if "removals" in table.meta else "explanations"
+    return {"holds": kind, **table.meta, **about}
 
 
 def _version(package: str) -> str | None:
@@ -141,7 +142,7 @@ def _words(name: str, fact: Any) -> str:
         return ", ".join(map(str, fact)) or "none"
     if name in ("memory_budget", "bytes"):
         return _size(fact)
-    if name in ("model", "queries") and isinstance(fact, int):
+    if name in ("model", "queries", "removals") and isinstance(fact, int):
         return f"{fact:08x}"  # a checksum
     if isinstance(fact, float):
         return f"{fact:.4g}"

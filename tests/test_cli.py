@@ -478,6 +478,9 @@ def test_evaluate_summary_and_settings(files: Path, tmp_path: Path) -> None:
         "subsets-0.01": 6, "subsets-0.2": 6,
     }  # fmt: skip
     assert sum(kept.values()) == summary["n_retrainings"]
+    facts = json.loads(succeed("info", out / "retraining" / "leave-one-out", "--json"))
+    assert facts["holds"] == "retrainings"
+    assert (facts["n_queries"], facts["rows"]) == (4, kept["leave-one-out"])
     (row,) = summary["methods"]
     assert row["method"] == "replay"
     assert row["lds_0.01"] > 0.8

@@ -88,7 +88,8 @@ def demo(dataset: str, out: Path | None) -> None:
 def info(run: str | None, as_json: bool) -> None:
     """Show versions, processors and backend, or what RUN holds.
 
-    RUN may be a run directory or a folder of explanations; its checksums are compared.
+    RUN may be a run directory, or a folder of explanations or of retrainings; its checksums are
+    compared.
     """
     from fastinfluence import info as facts
 

@@ -56,7 +56,11 @@ def check_fitted(model: object) -> None:
     """Raise ParameterError or NotFittedError unless `model` has a Trajectory to train again."""
     if not isinstance(model, MatrixFactorization):
         raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
-    trajectory_of(model, "evaluating it")
+    if 0 not in trajectory_of(model, "evaluating it").checkpoints:
+        raise ParameterError(
+            "the Trajectory of the model does not hold where training started, so that nothing "
+            "can be trained again from there: fit the model anew"
+        )
 
 
 def adjacent_mask(
