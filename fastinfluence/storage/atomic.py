@@ -27,17 +27,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends without an error."""
     while True:
         temporary = _temporary_sibling(path)
-        with open(temporary, "xb") as file:
-            if not (lock(file.fileno()) and temporary.exists()):
-                continue  # another writer took it for a leftover before it was locked
-            try:
+        try:
+            with open(temporary, "xb") as file:
+                if not (lock(file.fileno()) and temporary.exists()):
+                    continue  # another writer took it for a leftover before it was locked
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.rename(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         fsync_directory(path.parent)
         return
 
@@ -51,11 +51,11 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     while True:
         temporary = _temporary_sibling(path)
-        temporary.mkdir()
-        with _opened(temporary) as descriptor:
-            if not (lock(descriptor) and temporary.exists()):
-                continue  # another writer took it for a leftover before it was locked
-            try:
+        try:
+            temporary.mkdir()
+            with _opened(temporary) as descriptor:
+                if not (lock(descriptor) and temporary.exists()):
+                    continue  # another writer took it for a leftover before it was locked
                 yield temporary
                 for folder, _, _ in os.walk(temporary):
                     fsync_directory(Path(folder))
@@ -65,9 +65,9 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                     os.rename(temporary, path)
                 fsync_directory(path.parent)
                 shutil.rmtree(temporary, ignore_errors=True)  # the old state, if there was one
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return
 
 
