@@ -64,9 +64,9 @@ class Replay(Attribution):
         Fitted.
     hops : {None, 1, 2}, default None
         None is exact. 1 follows an example's influence only as long as it stays in the rows
-        that phi itself depends on, 2 also through the rows one training example away from those;
-        both pass over all other steps and are faster. Negatives that were drawn make no
-        neighbours.
+        that phi itself depends on, 2 also in the rows one training example away from those.
+        Steps of other rows are passed over: 1 is several times faster, 2 only where few
+        examples are near. Negatives that were drawn make no neighbours.
     n_threads : int, optional
         All processors by default; it never changes a result.
     device : {"auto", "cpu"}, default "auto"
@@ -84,11 +84,11 @@ class Replay(Attribution):
 
     Notes
     -----
-    O(steps * rows of a step * n_factors) a query, whatever the query: on a million ratings the
-    time of some eight trainings. Sixteen queries take no longer than one, and more of them
-    share the replaying. Memory: the log of the steps of an epoch or of a part of it (a quarter
-    of the budget at most), and for every 16 queries ``64 bytes * (rows * (n_factors + 1) +
-    n_train)`` in float32 (Adagrad twice the rows).
+    O(steps * rows of a step * n_factors) a query, whatever the query. Sixteen queries take no
+    longer than one: some eight times as long as training. Further ones share the training
+    that is run again. Memory: the log of the steps of an epoch or of a part of it (a quarter of
+    the budget at most), and for every 16 queries ``64 bytes * (rows * (n_factors + 1) + 2 *
+    n_train)`` in float32, rows those of users and items (Adagrad: twice as many).
 
     References
     ----------
@@ -219,9 +219,8 @@ class Replay(Attribution):
         Parameters
         ----------
         train_index : (m,) int array-like, optional
-            All examples by default. Every example is a query: 16 of them take about as long
-            as an eighth of a training run for each of their number, all of a large data set
-            days.
+            All examples by default. Every one is a query of its own, and 16 queries take
+            several times as long as training: all examples of a large data set take days.
 
         Raises
         ------
