@@ -1,4 +1,4 @@
-"""Every Python example of the README and the array-level guide runs.
+"""Every Python example of the README and the guides runs.
 
 Those of docs/command-line.md, which need what its commands write, run in test_cli.py.
 """
@@ -12,17 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXAMPLES = [
-    pytest.param(block, id=f"{page.name}-{number}")
-    for page in (ROOT / "README.md", ROOT / "docs" / "functional.md")
-    for number, block in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("functional", "explaining")),
 ]
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
-def test_example_runs(code, capsys):
-    exec(compile(code, "example", "exec"), {})
-    assert ("print(" not in code) or capsys.readouterr().out.strip()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page, capsys):
+    """One after the other: an example may use the names of those above it."""
+    names: dict[str, object] = {}
+    for code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        exec(compile(code, page.name, "exec"), names)
+        assert ("print(" not in code) or capsys.readouterr().out.strip()
 
 
 def test_first_screen_of_the_readme():
