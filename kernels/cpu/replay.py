@@ -175,15 +175,17 @@ def _pull(row, sums, squares, gradients, hyper, pulls):
     """Adjoint of a row's gradient in a step of Adagrad, from those of the row and of its sums."""
     zero = hyper.epsilon * 0
     for f in range(squares.shape[0]):
-        g = gradients[f]
-        if squares[f] == zero:  # has not moved at any rate; 1 / epsilon would enter here
+        g, s = gradients[f], squares[f]
+        if s == zero:  # has not moved at any rate; 1 / epsilon would enter here
             set_lanes(pulls[f], row[f], zero)
             continue
-        root = np.sqrt(squares[f])
+        root = np.sqrt(s)
         divisor = root + hyper.epsilon
-        add_lanes(sums[f], row[f], g / (root + root) * (hyper.learning_rate / (divisor * divisor)))
-        set_lanes(pulls[f], row[f], -hyper.learning_rate / divisor)
+        # -1 / D + g^2 / (sqrt(s) D^2), in which the first gradients of a row cancel: s is then g^2.
+        left = (max(s - g * g, zero) + hyper.epsilon * root) / (root * divisor)
+        set_lanes(pulls[f], row[f], -hyper.learning_rate / divisor * left)
         add_lanes(pulls[f], sums[f], g + g)
+        add_lanes(sums[f], row[f], g / (root + root) * (hyper.learning_rate / (divisor * divisor)))
 
 
 @inner_kernel
@@ -193,17 +195,20 @@ def _adagrad_step(
 ):  # fmt: skip
     places, gradients, user_pulls, item_pulls = of_adagrad
     k, first = log.user_rows.shape[1], slot * log.items.shape[1]
-    l2, one = weight * hyper.regularization, type(weight)(1)
+    l2, zero, one = weight * hyper.regularization, weight * 0, type(weight)(1)
     p = log.user_rows[slot]
-    for f in range(k):
-        gradients[f] = l2 * p[f]
-    gradients[k] = l2 * log.numbers[first, USER_BIAS]
+    # To the last bit the gradients that training had.
+    for f in range(k + 1):
+        gradients[f] = zero
     for c in range(n_candidates):
         push, q = weight * log.numbers[first + c, GRADIENT], log.item_rows[first + c]
         for f in range(k):
             gradients[f] += push * q[f]
         if loss != BPR:
             gradients[k] += push
+    for f in range(k):
+        gradients[f] += l2 * p[f]
+    gradients[k] += l2 * log.numbers[first, USER_BIAS]
     _pull(adjoint.users[u], squares.users[u], log.user_squares[slot], gradients, hyper, user_pulls)
     for c in range(n_candidates):
         i, q, numbers = log.items[slot, c], log.item_rows[first + c], log.numbers[first + c]
