@@ -189,8 +189,7 @@ def test_at_random(loss, optimizer, k, n_negatives, n_groups, l2, seed):
     assert_like_oracle(trajectory_of(program), gradients(program, seed), tolerance=tolerance)
 
 
-@pytest.mark.parametrize("seed", [247, 3, 319681])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "seed"), [("logistic", 5), ("bpr", 319681)])
 def test_adagrad_starting_with_small_gradients(loss, seed):
     """In its first step a coordinate moves by the rate, whatever the gradient: all must cancel."""
     data = data_for(loss, n_users=5, n_items=8, n=20, seed=seed)
@@ -198,7 +197,11 @@ def test_adagrad_starting_with_small_gradients(loss, seed):
         data, loss=loss, optimizer="adagrad", n_factors=19, n_negatives=5, n_groups=1,
         seed=seed, dtype="float32",
     )  # fmt: skip
-    assert_like_oracle(trajectory_of(program), gradients(program, seed), tolerance=1e-3)
+    trajectory, gradient = trajectory_of(program), gradients(program, seed)
+    got, expected = derive(trajectory, gradient), derive_naively(trajectory, gradient)
+    assert_near(got.weights, expected.weights, 5e-5)
+    for mine, right in zip(got.adjoint, expected.adjoint, strict=True):
+        assert_near(mine, right, 5e-5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
