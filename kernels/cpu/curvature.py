@@ -49,6 +49,8 @@ class _Work(NamedTuple):
     """Room for one batch of vectors and for what the batch before it has left pending."""
 
     lefts: Any  # (room, stride): D x, multiplied by M
+    rights: Any  # (room, stride): x, joined with what its product leaves pending
+    old_rights: Any  # (room, stride): those of the batch before
     products: Any  # (room, width): y
     pending: Any  # (room, width): y times its push, to be joined with its right vector
     bias_pending: Any  # (room,)
@@ -68,6 +70,8 @@ def _new_work(most, k, width, dtype):
     room = (max(most, RANK) + RANK - 1) // RANK * RANK
     return _Work(
         lefts=np.zeros((room, width + LANES), dtype),
+        rights=np.zeros((room, width + LANES), dtype),
+        old_rights=np.zeros((room, width + LANES), dtype),
         products=np.empty((room, width), dtype),
         pending=np.empty((room, width), dtype),
         bias_pending=np.zeros(room, dtype),
@@ -194,17 +198,25 @@ def _set_diagonal(of_users, hyper, log, entry, diagonal):
 
 
 @inner_kernel(forceinline=True)
-def _prefetch_touch(of_users, log, entry, place, credits):
+def _prefetch_touch(of_users, log, entry):
     prefetch(log.numbers[entry], 0)
     row = log.item_rows[entry] if of_users else log.user_rows[_slot(log, entry)]
     for f in range(0, row.shape[0], 64 // row.itemsize):
         prefetch(row, f)
-        if place >= 0:
-            prefetch(credits[place], f)
 
 
 @inner_kernel(forceinline=True)
-def _gather(of_users, loss, adagrad, log, hyper, touches, credits, first, e, scale, work, rights):
+def _prefetch_credits(touches, first, e, credits):
+    """Ask for the credits of the next batch: apart from its vectors, the queue is short."""
+    for ahead in range(max(first, e - RANK + 1), e + 1):
+        place = touches.places[ahead]
+        if place >= 0:
+            for f in range(0, credits.shape[1], 64 // credits.itemsize):
+                prefetch(credits[place], f)
+
+
+@inner_kernel(forceinline=True)
+def _gather(of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights):
     """Fill a batch with whole touches, from number `e` down: (vectors, next number, scale)."""
     one, rate = type(hyper.mean)(1), hyper.learning_rate
     n = n_steps = 0
@@ -214,8 +226,7 @@ def _gather(of_users, loss, adagrad, log, hyper, touches, credits, first, e, sca
         count = _count_vectors(of_users, loss, adagrad, n_candidates)
         if n > 0 and (adagrad or n + count > RANK):
             break
-        ahead = max(first, e - PREFETCH_TOUCHES)
-        _prefetch_touch(of_users, log, touches.entries[ahead], touches.places[ahead], credits)
+        _prefetch_touch(of_users, log, touches.entries[max(first, e - PREFETCH_TOUCHES)])
         keep = one - rate * log.numbers[entry, WEIGHT] * hyper.regularization
         if adagrad:
             _set_diagonal(of_users, hyper, log, entry, work.diagonal)
@@ -258,8 +269,8 @@ def _apply_pending(matrix, last_row, work, rights, start, stop):
 
 @inner_kernel(forceinline=True)
 def _batch(
-    matrix, last_row, value, bias_value, n, waiting, credits, bias_credits, work, rights,
-    old_rights,
+    matrix, last_row, value, bias_value, n, waiting, touches, first, e, credits, bias_credits,
+    work, rights, old_rights,
 ):  # fmt: skip
     """Multiply, correct and credit the n vectors of a batch; returns the new bias value."""
     stride = work.lefts.shape[1]
@@ -273,6 +284,7 @@ def _batch(
             )  # fmt: skip
         else:
             sweep(matrix, work.no_push, rights, 0, work.lefts, work.products, g)
+    _prefetch_credits(touches, first, e, credits)
     for g in range(n // RANK):
         if g == 0 and waiting > 0:
             gram(
@@ -305,6 +317,40 @@ def _shrink_columns(matrix, last_row, l2, diagonal):
         last_row[f] *= keep
 
 
+@inner_kernel
+def _roll_back_row(
+    curvature, touches, of_users, log, hyper, loss, credits, bias_credits, row, work
+):  # fmt: skip
+    first, e = touches.pointers[row], touches.pointers[row + 1] - 1
+    matrix, last_row = curvature.matrices[row], curvature.last_rows[row]
+    value, bias_value = curvature.values[row], curvature.bias_values[row]
+    rights, old_rights = work.rights, work.old_rights
+    adagrad = log.user_squares.shape[0] > 0
+    one = type(hyper.mean)(1)
+    scale = one
+    waiting = 0  # groups of pending vectors
+    while e >= first:
+        n, e, scale = _gather(
+            of_users, loss, adagrad, log, hyper, touches, first, e, scale, work, rights
+        )
+        bias_value = _batch(
+            matrix, last_row, value, bias_value, n, waiting, touches, first, e, credits,
+            bias_credits, work, rights, old_rights,
+        )  # fmt: skip
+        rights, old_rights = old_rights, rights
+        waiting = n // RANK
+        if adagrad:  # its only touch of the batch; what is pending is not to be shrunk
+            l2 = log.numbers[touches.entries[e + 1], WEIGHT] * hyper.regularization
+            _shrink_columns(matrix, last_row, l2, work.diagonal)
+        if e < first or scale < SMALLEST_SCALE:
+            _apply_pending(matrix, last_row, work, old_rights, 0, waiting)
+            waiting = 0
+            if not adagrad:
+                _shrink(matrix, last_row, scale)
+            scale = one
+    curvature.bias_values[row] = bias_value
+
+
 @kernel
 def roll_back_rows(
     curvature, touches, of_users, log, hyper, loss, credits, bias_credits, start, stop
@@ -335,35 +381,9 @@ def roll_back_rows(
     -----
     O(k^2) for every touch; with plain SGD 4 k^2 floating-point operations.
     """
-    adagrad = log.user_squares.shape[0] > 0
     most = log.items.shape[1] + 1
     work = _new_work(most, credits.shape[1], curvature.values.shape[1], credits.dtype)
-    rights, old_rights = np.zeros_like(work.lefts), np.zeros_like(work.lefts)
-    one = type(hyper.mean)(1)
     for row in range(start, stop):
-        first, e = touches.pointers[row], touches.pointers[row + 1] - 1
-        matrix, last_row = curvature.matrices[row], curvature.last_rows[row]
-        value, bias_value = curvature.values[row], curvature.bias_values[row]
-        scale = one
-        waiting = 0  # groups of pending vectors
-        while e >= first:
-            n, e, scale = _gather(
-                of_users, loss, adagrad, log, hyper, touches, credits, first, e, scale, work,
-                rights,
-            )  # fmt: skip
-            bias_value = _batch(
-                matrix, last_row, value, bias_value, n, waiting, credits, bias_credits, work,
-                rights, old_rights,
-            )  # fmt: skip
-            rights, old_rights = old_rights, rights
-            waiting = n // RANK
-            if adagrad:  # its only touch of the batch; what is pending is not to be shrunk
-                l2 = log.numbers[touches.entries[e + 1], WEIGHT] * hyper.regularization
-                _shrink_columns(matrix, last_row, l2, work.diagonal)
-            if e < first or scale < SMALLEST_SCALE:
-                _apply_pending(matrix, last_row, work, old_rights, 0, waiting)
-                waiting = 0
-                if not adagrad:
-                    _shrink(matrix, last_row, scale)
-                scale = one
-        curvature.bias_values[row] = bias_value
+        _roll_back_row(
+            curvature, touches, of_users, log, hyper, loss, credits, bias_credits, row, work
+        )
