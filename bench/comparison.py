@@ -43,6 +43,16 @@ def timed(function: Callable[[], Any], *, share: float = 1.0) -> Rival:
     return seconds
 
 
+def training_once(model: Any, threads: int) -> Rival:
+    """A rival that trains a model of ours again, plainly; the mean of three, as it is short."""
+
+    def train() -> None:
+        for _ in range(3):
+            model.trajectory_.verify(n_threads=threads)
+
+    return timed(train, share=3)
+
+
 def compare(
     benchmark: Any,
     ours: Callable[[], Any],

@@ -23,6 +23,7 @@ PACKAGES = (
     "torch",
     "captum",
     "dattri",
+    "pyDVL",
 )
 
 _SIDE = 2048

@@ -18,6 +18,7 @@ def rivals(
     sample: np.ndarray,
     queries: tuple[np.ndarray, np.ndarray],
     epochs: list[int],
+    names: tuple[str, ...] = ("Captum TracInCP", "dattri TracIn"),
 ) -> tuple[dict[str, Rival], dict[str, str]]:
     """The peers that are installed, and why the others are missing.
 
@@ -30,21 +31,24 @@ def rivals(
         Codes of the pairs that are explained.
     epochs : list of int
         Checkpoints used.
+    names : tuple of str
+        Peers to run.
     """
+    builds = {"Captum TracInCP": _captum, "dattri TracIn": _dattri}
     found, missing = {}, {}
-    for name, build in {"Captum TracInCP": _captum, "dattri TracIn": _dattri}.items():
+    for name in names:
         parts = sample, sample[: len(sample) // 2]
         try:
-            all_of_it, half = (timed(build(model, p, queries, epochs)) for p in parts)
+            all_of_it, half = (timed(builds[name](model, p, queries, epochs)) for p in parts)
         except ImportError as error:
             missing[name] = f"not installed ({error})"
             continue
         label = f"{name} ({len(sample):,} of {len(model.data_):,} ratings sampled, extrapolated)"
-        found[label] = _extrapolated(all_of_it, half, 2 * len(model.data_) / len(sample))
+        found[label] = extrapolated(all_of_it, half, 2 * len(model.data_) / len(sample))
     return found, missing
 
 
-def _extrapolated(all_of_it: Rival, half: Rival, scale: float) -> Rival:
+def extrapolated(all_of_it: Rival, half: Rival, scale: float) -> Rival:
     """What the second half of the sample costs, scaled up: work done only once drops out."""
     return lambda: (all_of_it() - half()) * scale
 
@@ -75,7 +79,7 @@ def _torch_model(mean: float, n_users: int, n_items: int, n_factors: int) -> Any
     return Factorization()
 
 
-def _prepare(
+def prepare(
     model: fi.MatrixFactorization,
     sample: np.ndarray,
     queries: tuple[np.ndarray, np.ndarray],
@@ -110,7 +114,7 @@ def _captum(
     from captum.influence import TracInCP
     from torch.utils.data import TensorDataset
 
-    network, checkpoints, (train, asked) = _prepare(model, sample, queries, epochs)
+    network, checkpoints, (train, asked) = prepare(model, sample, queries, epochs)
 
     def load(module: Any, checkpoint: dict[str, Any]) -> float:
         module.load_state_dict(checkpoint)
@@ -139,7 +143,7 @@ def _dattri(
     from dattri.task import AttributionTask
     from torch.utils.data import DataLoader, TensorDataset
 
-    network, checkpoints, (train, asked) = _prepare(model, sample, queries, epochs)
+    network, checkpoints, (train, asked) = prepare(model, sample, queries, epochs)
 
     def score(parameters: Any, batch: Any) -> Any:
         return torch.func.functional_call(network, parameters, (batch[0],)).sum()

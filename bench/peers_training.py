@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 from comparison import Rival, timed
@@ -15,35 +16,44 @@ LEARNING_RATE, REGULARIZATION = 0.01, 0.05
 
 def cornac_epoch(data: fi.Interactions, n_factors: int) -> Rival:
     """The compiled epoch behind ``cornac.models.MF``; drawing the factors is not counted."""
+    fit, columns, parameters = _cornac(data, n_factors)
+    return timed(lambda: fit(*columns, *parameters, n_epochs=1, n_threads=1))
+
+
+def cornac_retrainings(
+    data: fi.Interactions, n_factors: int, n_epochs: int, without: np.ndarray, n_threads: int
+) -> Rival:
+    """Whole trainings by that loop, one without each rating of `without`, from the same start."""
+    fit, columns, start = _cornac(data, n_factors)
+
+    def retrain() -> None:
+        for example in without:
+            rest = [np.delete(column, example) for column in columns]
+            fresh = [table.copy() for table in start]
+            fit(*rest, *fresh, n_epochs=n_epochs, n_threads=n_threads)
+
+    return timed(retrain)
+
+
+def _cornac(
+    data: fi.Interactions, n_factors: int
+) -> tuple[Callable[..., None], list[np.ndarray], list[np.ndarray]]:
+    """The compiled training loop, the ratings and fresh parameters as it takes them."""
     from cornac.models.mf import backend_cpu
 
     rng = np.random.default_rng(0)
-    users, items = data.users.astype(np.int64), data.items.astype(np.int64)
     values = np.array(data.values, np.float32)
-    p = rng.normal(0, 0.1, (data.n_users, n_factors)).astype(np.float32)
-    q = rng.normal(0, 0.1, (data.n_items, n_factors)).astype(np.float32)
-    biases = np.zeros(data.n_users, np.float32), np.zeros(data.n_items, np.float32)
+    columns = [data.users.astype(np.int64), data.items.astype(np.int64), values]
+    sizes = (data.n_users, data.n_items)
+    factors = [rng.normal(0, 0.1, (n, n_factors)).astype(np.float32) for n in sizes]
+    biases = [np.zeros(n, np.float32) for n in sizes]
     mean = float(values.mean())
 
-    def epoch() -> None:
-        backend_cpu.fit_sgd(
-            users,
-            items,
-            values,
-            p,
-            q,
-            *biases,
-            LEARNING_RATE,
-            REGULARIZATION,
-            mean,
-            1,
-            1,
-            True,
-            False,
-            False,
-        )
+    def fit(*arrays: np.ndarray, n_epochs: int, n_threads: int) -> None:
+        settings = (LEARNING_RATE, REGULARIZATION, mean, n_epochs, n_threads, True, False, False)
+        backend_cpu.fit_sgd(*arrays, *settings)
 
-    return timed(epoch)
+    return fit, columns, factors + biases
 
 
 def cornac_epoch_shuffled(data: fi.Interactions, n_factors: int) -> Rival:

@@ -17,13 +17,25 @@ HERE = Path(__file__).parent
 
 YARDSTICK = "sgemm 2048"  # timed in the same rounds for its rate, not as a rival
 
-SUITES = ("Training", "Gradient Rollback", "Read-out", "Every user-item", "Attribution", "Import")
+SUITES = (
+    "Training",
+    "Gradient Rollback",
+    "Curvature Rollback",
+    "Replay",
+    "Retraining",
+    "Read-out",
+    "Every user-item",
+    "Attribution",
+    "Import",
+)
 
 HEAD = """\
 # Benchmarks
 
 Made by `bench/report.py`; do not edit. To repeat it, with the extra `bench` and
-whatever peers you want (cornac, scikit-surprise, captum, dattri) installed:
+whatever peers you want (cornac, scikit-surprise, captum, dattri, pydvl) installed (pyDVL asks for
+numpy < 2, but its influence functions run beside numpy 2: `pip install --no-deps pydvl`, then what
+it misses):
 
 ```
 pytest bench --all-pairs --benchmark-json=bench/bench.json && python bench/report.py
@@ -44,6 +56,15 @@ REASONS = {
     "processor's caches as much as on the code, and on the order in which the peer reads.",
     "two threads": "The threads meet at a barrier after every stratum: a second core that is "
     "shared with anything else shows at once (see the load average).",
+    "Curvature Rollback, in trainings": "Beside the arithmetic (see the kernel's share of the "
+    "time) every epoch is run again with a log, and every row's matrix is read and written once.",
+    "Curvature Rollback, row kernel": "The kernel reads its vectors from a log larger than the "
+    "caches; sgemm reads a block over and over.",
+    "Curvature Rollback, two": "A second core that is shared with anything else shows at once "
+    "(see the load average).",
+    "Replay": "Every step reads and writes the adjoints of 16 queries, sixteen times the bytes of "
+    "the rows that the step trained.",
+    "extra memory": "The log of an epoch, the matrices or adjoints of all rows, and the result.",
     "cost of recording": "Recording reads and writes two more rows for every rating and hangs on "
     "the copy bandwidth above.",
     "explaining": "End to end includes looking up raw ids, finding queries that were trained on "
