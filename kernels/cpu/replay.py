@@ -274,11 +274,18 @@ def _steps(
             # v = -learning_rate u is u itself up to a factor.
             rate = hyper.learning_rate * weight
             keep = type(rate)(1) - rate * hyper.regularization
-            _through_step(
-                adjoint.users[u], adjoint.items, log.items[slot], n_candidates, log, slot, loss,
-                hyper.regularization, rate, keep, allowed_users[u], allowed_items, next_user,
-                next_item, out[t], of_step,
-            )  # fmt: skip
+            if log.items.shape[1] == 1:  # compiled for one candidate: 25 ns less
+                _through_step(
+                    adjoint.users[u], adjoint.items, log.items[slot], 1, log, slot, loss,
+                    hyper.regularization, rate, keep, allowed_users[u], allowed_items, next_user,
+                    next_item, out[t], of_step,
+                )  # fmt: skip
+            else:
+                _through_step(
+                    adjoint.users[u], adjoint.items, log.items[slot], n_candidates, log, slot, loss,
+                    hyper.regularization, rate, keep, allowed_users[u], allowed_items, next_user,
+                    next_item, out[t], of_step,
+                )  # fmt: skip
 
 
 @kernel
