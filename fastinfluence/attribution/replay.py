@@ -85,7 +85,7 @@ class Replay(Attribution):
     Notes
     -----
     O(steps * rows of a step * n_factors) a query, whatever the query. Sixteen queries take no
-    longer than one: some eight times as long as training. Further ones share the training
+    longer than one: some ten times as long as training. Further ones share the training
     that is run again. Memory: the log of the steps of an epoch or of a part of it (a quarter of
     the budget at most), and for every 16 queries ``64 bytes * (rows * (n_factors + 1) + 2 *
     n_train)`` in float32, rows those of users and items (Adagrad: twice as many).

@@ -38,8 +38,8 @@ def walk_order(examples, pointers, n_users, n_items):
 
     Steps that share no row may change places. From a step one goes on to the earlier one of its
     user or of its item if that one's other row is free as well, otherwise to the step that became
-    free last. On MovieLens 1M four rows in ten are then among the last six, instead of
-    two in a hundred.
+    free last. On MovieLens 1M four rows in ten are then among the last six, instead of two in a
+    hundred, which saves a tenth of the time.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _bend(loss, numbers, first, n_candidates, factor, dots, bends):
             add_lanes(bends[0], bends[c], type(bend)(-1))
 
 
-@inner_kernel(inline="always")  # a call, which hands over the whole log, takes 25 ns
+@inner_kernel(inline="always")  # a call, which hands over the whole log, takes 30 ns
 def _through_step(
     user, items, places, n_candidates, log, slot, loss, l2, rate, keep, user_lanes, allowed_items,
     next_user, next_item, out, work,
