@@ -86,16 +86,11 @@ class Log(NamedTuple):
 
     slots: Array  # (n,) int32: place of every visit in the log, -1 if it is not in it
     items: Array  # (m, C) int32: candidates, -1 where fewer were drawn
-    gradients: Array  # (m, C): dL/df of every candidate
-    curvatures: Array  # (m, C): see losses.candidate_curvatures
-    scores: Array  # (m, C): f of every candidate
     user_rows: Array  # (m, k): before the step
-    user_biases: Array  # (m,)
     item_rows: Array  # (m * C, k): before the step
-    item_biases: Array  # (m, C)
+    numbers: Array  # (m * C, 8): GRADIENT, ... of every candidate, on one cache line
     user_squares: Array  # (m, k + 1): Adagrad's sums behind the step, bias last; else (0, k + 1)
     item_squares: Array  # (m * C, k + 1)
-    numbers: Array  # (m * C, 8): GRADIENT, ... of every candidate, on one cache line
 
 
 class Touches(NamedTuple):

@@ -226,13 +226,8 @@ class Program:
         return Log(
             slots=np.full(len(self.data), -1, np.int32),
             items=np.zeros((n_visits, c), np.int32),
-            gradients=room(n_visits, c),
-            curvatures=room(n_visits, c),
-            scores=room(n_visits, c),
             user_rows=room(n_visits, k),
-            user_biases=room(n_visits),
             item_rows=room(n_visits * c, k),
-            item_biases=room(n_visits, c),
             user_squares=room(n_squares, k + 1),
             item_squares=room(n_squares * c, k + 1),
             numbers=room(n_visits * c, 8),

@@ -58,26 +58,29 @@ def _move(old, gradient, squares, index, learning_rate, epsilon):
 
 
 @inner_kernel
-def _log_user(log, slot, row, bias):
-    for f in range(row.shape[0]):
-        log.user_rows[slot, f] = row[f]
-    log.user_biases[slot] = bias
-
-
-@inner_kernel
-def _log_item(log, slot, c, item, row, bias, score, gradient, curvature, weight, n_candidates):
+def _log_candidate(log, slot, c, item, row, numbers):
+    """Log one candidate; `numbers` are gradient, curvature, score and both biases."""
     log.items[slot, c] = item
-    log.gradients[slot, c] = gradient
-    log.curvatures[slot, c] = curvature
-    log.scores[slot, c] = score
     place = slot * log.items.shape[1] + c
     for f in range(row.shape[0]):
         log.item_rows[place, f] = row[f]
-    log.item_biases[slot, c] = bias
-    numbers = log.numbers[place]
-    numbers[GRADIENT], numbers[CURVATURE], numbers[SCORE] = gradient, curvature, score
-    numbers[ITEM_BIAS], numbers[USER_BIAS] = bias, log.user_biases[slot]
-    numbers[WEIGHT], numbers[N_CANDIDATES] = weight, n_candidates
+    logged = log.numbers[place]
+    logged[GRADIENT], logged[CURVATURE], logged[SCORE] = numbers[0], numbers[1], numbers[2]
+    logged[ITEM_BIAS], logged[USER_BIAS] = numbers[3], numbers[4]
+
+
+@inner_kernel
+def _log_step(log, slot, row, weight, n_candidates):
+    """Log the rest of a step: the user's row before it, and how much there is of it."""
+    for f in range(row.shape[0]):
+        log.user_rows[slot, f] = row[f]
+    first = slot * log.items.shape[1]
+    for c in range(log.items.shape[1]):
+        if c < n_candidates:
+            log.numbers[first + c, WEIGHT] = weight
+            log.numbers[first + c, N_CANDIDATES] = n_candidates
+        else:
+            log.items[slot, c] = -1
 
 
 @inner_kernel
@@ -113,10 +116,10 @@ def _squared_block(tables, squares, examples, hyper, start, stop, record, log):
         if log is not None:
             slot = log.slots[t]
             if slot >= 0:
-                _log_user(log, slot, p, b_u)
                 score = error + examples.values[t]
-                one = type(error)(1)
-                _log_item(log, slot, 0, i, q, b_i, score, error, one, weight, 1)
+                numbers = error, type(error)(1), score, b_i, b_u
+                _log_candidate(log, slot, 0, i, q, numbers)
+                _log_step(log, slot, p, weight, 1)
         shrink = weight * hyper.regularization
         push = weight * error
         if squares is None:
@@ -182,16 +185,11 @@ def _sampled_block(
             slot = log.slots[t]
             if slot >= 0:
                 candidate_curvatures(loss, value, n_negatives, gradients, curvatures)
-                _log_user(log, slot, p, b_u)
-                for c in range(sampler.n_negatives + 1):
-                    log.items[slot, c] = -1
+                _log_step(log, slot, p, weight, n_negatives + 1)
                 for c in range(n_negatives + 1):
                     i = candidates[c]
-                    q, b_i = item_factors[i], item_biases[i]
-                    _log_item(
-                        log, slot, c, i, q, b_i, scores[c], gradients[c], curvatures[c], weight,
-                        n_negatives + 1,
-                    )  # fmt: skip
+                    numbers = gradients[c], curvatures[c], scores[c], item_biases[i], b_u
+                    _log_candidate(log, slot, c, i, item_factors[i], numbers)
 
         shrink = weight * hyper.regularization
         keep = type(shrink)(1) - rate * shrink
