@@ -34,13 +34,16 @@ from ..structures import (
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .losses import BPR
-from .rank4 import PAIRS, RANK, finish, gram, put_scaled, sweep
+from .rank4 import PAIRS, RANK, finish, gram, put_scaled, shrink, sweep
 from .simd import prefetch
 
 __all__ = ["roll_back_rows"]
 
 SMALLEST_SCALE = 1e-10
 """Shrinking gathered outside of M is put into it when it gets below this."""
+
+NEGLIGIBLE = 1e8
+"""Entries of M below so many times the least normal number are taken for zero (see `_shrink`)."""
 
 PREFETCH_TOUCHES = 8
 
@@ -301,11 +304,16 @@ def _batch(
 
 
 @inner_kernel
-def _shrink(matrix, last_row, scale):
-    """``M *= scale``."""
+def _shrink(matrix, last_row, value, scale, negligible):
+    """``M *= scale``, and what has all but vanished becomes zero.
+
+    Under a popular item M decays for tens of thousands of touches. Arithmetic on what then lies
+    below the least normal number is twenty times slower, and shows in no credit.
+    """
     for f in range(matrix.shape[0]):
-        put_scaled(matrix[f], scale, matrix, scale, matrix, f)
-        last_row[f] *= scale
+        shrink(matrix[f], scale, negligible)
+    shrink(last_row, scale, negligible)
+    shrink(value, type(scale)(1), negligible)
 
 
 @inner_kernel
@@ -319,7 +327,7 @@ def _shrink_columns(matrix, last_row, l2, diagonal):
 
 @inner_kernel
 def _roll_back_row(
-    curvature, touches, of_users, log, hyper, loss, credits, bias_credits, row, work
+    curvature, touches, of_users, log, hyper, loss, credits, bias_credits, negligible, row, work
 ):  # fmt: skip
     first, e = touches.pointers[row], touches.pointers[row + 1] - 1
     matrix, last_row = curvature.matrices[row], curvature.last_rows[row]
@@ -345,8 +353,7 @@ def _roll_back_row(
         if e < first or scale < SMALLEST_SCALE:
             _apply_pending(matrix, last_row, work, old_rights, 0, waiting)
             waiting = 0
-            if not adagrad:
-                _shrink(matrix, last_row, scale)
+            _shrink(matrix, last_row, value, scale, negligible)
             scale = one
     curvature.bias_values[row] = bias_value
 
@@ -383,7 +390,10 @@ def roll_back_rows(
     """
     most = log.items.shape[1] + 1
     work = _new_work(most, credits.shape[1], curvature.values.shape[1], credits.dtype)
+    tiny = np.finfo(credits.dtype).tiny
+    negligible = type(tiny)(NEGLIGIBLE * tiny)
     for row in range(start, stop):
         _roll_back_row(
-            curvature, touches, of_users, log, hyper, loss, credits, bias_credits, row, work
-        )
+            curvature, touches, of_users, log, hyper, loss, credits, bias_credits, negligible, row,
+            work,
+        )  # fmt: skip

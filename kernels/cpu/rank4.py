@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from .lanes import I64, LANES, Lanes, broadcast, first_lanes, is_matrix, is_vector, vectors
 
-__all__ = ["PAIRS", "RANK", "finish", "gram", "put_scaled", "sweep"]
+__all__ = ["PAIRS", "RANK", "finish", "gram", "put_scaled", "shrink", "sweep"]
 
 RANK = 4
 PAIRS = tuple((q, r) for r in range(RANK) for q in range(r))
@@ -64,6 +64,25 @@ def put_scaled(
         return context.get_dummy_value()
 
     return types.void(row, row.dtype, lefts, row.dtype, rights, types.intp), codegen
+
+
+@intrinsic
+def shrink(typing_context: Any, row: Any, scale: Any, negligible: Any) -> Any:
+    """``row *= scale``, and 0 what is then not above `negligible`; whole vectors of 16."""
+    if not is_vector(row):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        pointer, length = lanes.array(signature.args[0], args[0])
+        scale, least = broadcast(builder, args[1]), broadcast(builder, args[2])
+        with vectors(builder, length, LANES) as (index, _):
+            scaled = builder.fmul(scale, lanes.load(pointer, index))
+            large = builder.fcmp_ordered(">", lanes.absolute(scaled), least)
+            lanes.store(builder.select(large, scaled, lanes.zero), pointer, index)
+        return context.get_dummy_value()
+
+    return types.void(row, row.dtype, row.dtype), codegen
 
 
 @intrinsic

@@ -283,3 +283,20 @@ def test_a_changed_trajectory():
 def test_not_fitted():
     with pytest.raises(NotFittedError):
         CurvatureRollback(MatrixFactorization())
+
+
+def test_what_has_all_but_vanished_is_zero():
+    """Long after the last trace of its start is gone a row costs what it cost before."""
+    data = ratings(n_users=1, n_items=40, n=40)
+    model = fit(data, n_epochs=400, learning_rate=0.3, regularization=0.5, dtype="float32")
+    program = model.trajectory_.program
+    rows = [np.array([0]), np.array([], np.int64)]
+    (side,) = next(curvature_rollback._chunks(model.trajectory_, rows))
+    changes = curvature_rollback._no_changes(program, program.examples.users, np.ones(40, bool))
+    for stage in backward.backward(model.trajectory_, memory_budget=2**20):
+        touches = curvature_rollback._touches(side, program.examples.users, stage, changes.places)
+        curvature_rollback._walk(side, touches, program, stage, changes, 1)
+    matrix = side.state.matrices[0, :5, :5]
+    assert ((matrix == 0) | (np.abs(matrix) > np.finfo(np.float32).tiny)).all()
+    assert (matrix == 0).any()
+    assert np.isfinite(changes.rows).all()
