@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.attribution import Explanations, GradientRollback
+from fastinfluence.attribution import CurvatureRollback, Explanations, GradientRollback
 from fastinfluence.data import Interactions, datasets
 from fastinfluence.errors import MissingExtraError, RunDirectoryError
 from fastinfluence.models import MatrixFactorization
@@ -58,9 +58,8 @@ def npm(say: Say, out: Path | None = None) -> None:
         raise RunDirectoryError(f"{out / 'run'} exists already: choose another folder")
     train, test = _data(say)
     model = _training(say, train, test)
-    why = GradientRollback(model)
-    explanations = _reasons(say, why, test)
-    _check(say, why, explanations[0])
+    explanations = _reasons(say, model, test)
+    _check(say, model, explanations[0])
     if out is not None:
         _write(say, out, model, explanations)
 
@@ -109,10 +108,11 @@ def _popular_hits(train: Interactions, test: Interactions) -> float:
     return float((target[test.users] - known_before[test.users] < AT).mean())
 
 
-def _reasons(say: Say, why: GradientRollback, test: Interactions) -> Explanations:
-    items, _ = why.model.recommend(PACKAGES, k=1)
-    explanations = why.explain([*zip(PACKAGES, items[:, 0], strict=True)])
-    say("Why does it recommend what it recommends? Gradient Rollback, on well-known packages:\n")
+def _reasons(say: Say, model: MatrixFactorization, test: Interactions) -> Explanations:
+    items, _ = model.recommend(PACKAGES, k=1)
+    pairs = [*zip(PACKAGES, items[:, 0], strict=True)]
+    explanations = CurvatureRollback(model, rows=pairs).explain(pairs)
+    say("Why does it recommend what it recommends? Curvature Rollback, on well-known packages:\n")
     held_out = dict(zip(test.user_ids[test.users], test.item_ids[test.items], strict=True))
     for one in explanations:
         found = held_out.get(one.user) == one.item
@@ -128,30 +128,35 @@ def _reasons(say: Say, why: GradientRollback, test: Interactions) -> Explanation
     return explanations
 
 
-def _check(say: Say, why: GradientRollback, one: Explanation) -> None:
+def _check(say: Say, model: MatrixFactorization, one: Explanation) -> None:
     """Leave out the two best reasons, a middling example and the worst, one after another."""
-    influence = np.asarray(why.influence([(one.user, one.item)], dense=True))[0]
-    candidates = np.flatnonzero(influence)
-    ranked = candidates[np.argsort(-influence[candidates], kind="stable")]
+    pair = [(one.user, one.item)]
+    curved, plain = (
+        np.asarray(why.influence(pair, dense=True))[0]
+        for why in (CurvatureRollback(model, rows=pair), GradientRollback(model))
+    )
+    candidates = np.flatnonzero(curved)
+    ranked = candidates[np.argsort(-curved[candidates], kind="stable")]
     chosen = ranked[[0, 1, len(ranked) // 2, -1]]
     say(
         f"Is that so? Without one example, train again, and see what {one.name} becomes;\n"
         f"with all of them it is {one.prediction:.2f} (log-odds). {len(chosen)} training runs ..."
     )
-    actual = _changes(why.model, one, chosen)
+    actual = _changes(model, one, chosen)
     names = ["the strongest reason", "the second", "a middling example", "the strongest against"]
-    data = why.data
-    rows = [("", "left out", "", "estimated", "actual change")]
-    for name, row, estimated, change in zip(names, chosen, -influence[chosen], actual, strict=True):
+    data = model.data_
+    rows = [("", "left out", "", "estimated", "actual change", "(Gradient Rollback)")]
+    for name, row, change in zip(names, chosen, actual, strict=True):
         example = f"{data.user_name(data.users[row])} → {data.item_name(data.items[row])}"
-        rows.append(("", name, example, f"{estimated:+.2f}", f"{change:+.2f}"))
-    ratio = np.abs(influence[chosen]).sum() / np.abs(actual).sum()
+        figures = (f"{-curved[row]:+.2f}", f"{change:+.2f}", f"{-plain[row]:+.2f}")
+        rows.append(("", name, example, *figures))
+    total = np.abs(actual).sum()
+    ratios = [np.abs(influence[chosen]).sum() / total for influence in (curved, plain)]
     say(
         _columns(rows) + "\n\n"
-        "  Gradient Rollback takes back what an example itself did to the model. When the model\n"
-        "  is trained again, the other examples make up for part of it. So read its numbers as an\n"
-        "  order of the examples, not as the size of a change: here the estimates add up to\n"
-        f"  {ratio:.1f} times the actual changes.\n"
+        "  Curvature Rollback follows what later training made of an example's updates: its\n"
+        f"  estimates here add up to {ratios[0]:.1f} times the actual changes. Gradient Rollback\n"
+        f"  does not, and comes to {ratios[1]:.1f} times: it orders examples, no more.\n"
     )
 
 
