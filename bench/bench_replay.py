@@ -21,6 +21,7 @@ N_QUERIES = 32
 N_TRACIN, N_PYDVL = 512, 2**16  # ratings the peers are given
 EPOCHS = [5, 10, 15, 20]
 TRAINING = "training once"
+MEMORY = 10**9  # bytes at k=64
 
 
 @pytest.fixture(scope="module", params=[64, 16], ids=lambda k: f"k{k}")
@@ -61,7 +62,7 @@ def bench_exact(
         rivals |= others
     else:
         one = fi.Replay(fitted, n_threads=1, show_progress=False)
-        rivals["one thread"] = timed(lambda: one.influence(queries))
+        rivals["one thread"] = timed(lambda: one.influence(queries), memory=0 if smoke else MEMORY)
     timing = compare(
         benchmark,
         lambda: why.influence(queries),
@@ -73,6 +74,7 @@ def bench_exact(
         threads=threads,
         rounds=1 if smoke else 2,
         warm_up=False,
+        memory=0 if smoke else MEMORY,
         missing=missing,
         note=(
             "Training once is those 20 epochs on as many threads, compared bit for bit with the "
@@ -124,6 +126,7 @@ def bench_two_hops(
         threads=threads,
         rounds=1 if smoke else 2,
         warm_up=False,
+        memory=0 if smoke else MEMORY,
     )
     fact(benchmark, "trainings a query", 1 / timing.ratio(TRAINING) / len(queries), "×")
 

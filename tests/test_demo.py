@@ -103,6 +103,6 @@ def test_the_full_demonstration_is_good_and_agrees_with_retraining() -> None:
     changes = re.findall(rf"{number} +{number} +{number}$", text, flags=re.MULTILINE)
     curved, actual, plain = np.array(changes, dtype=float).T
     assert len(actual) == 4
-    assert (np.sign(curved) == np.sign(actual)).all()
+    assert (curved * actual >= 0).all()  # one of them may be rounded to 0
     assert 0.5 < np.abs(curved).sum() / np.abs(actual).sum() < 2
     assert np.abs(plain).sum() > 2 * np.abs(actual).sum()
