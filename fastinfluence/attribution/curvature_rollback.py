@@ -55,7 +55,7 @@ class CurvatureRollback(RowAttribution):
         Fitted.
     rows : queries, optional
         Pairs as for `explain`. Only the rows of their users and items are computed, which for
-        few queries takes little longer than training once; only queries of these users and
+        few queries takes about as long as training twice; only queries of these users and
         items can be explained.
     row_dtype : {None, "float32", "float64", "bfloat16"}
         Of the stored rows, as for `GradientRollback`.
