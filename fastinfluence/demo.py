@@ -58,8 +58,12 @@ def npm(say: Say, out: Path | None = None) -> None:
         raise RunDirectoryError(f"{out / 'run'} exists already: choose another folder")
     train, test = _data(say)
     model = _training(say, train, test)
-    explanations = _reasons(say, model, test)
-    _check(say, model, explanations[0])
+    items, _ = model.recommend(PACKAGES, k=1)
+    pairs = [*zip(PACKAGES, items[:, 0], strict=True)]
+    why = CurvatureRollback(model, rows=pairs)
+    explanations = why.explain(pairs)
+    _reasons(say, explanations, test)
+    _check(say, why, explanations[0])
     if out is not None:
         _write(say, out, model, explanations)
 
@@ -108,10 +112,7 @@ def _popular_hits(train: Interactions, test: Interactions) -> float:
     return float((target[test.users] - known_before[test.users] < AT).mean())
 
 
-def _reasons(say: Say, model: MatrixFactorization, test: Interactions) -> Explanations:
-    items, _ = model.recommend(PACKAGES, k=1)
-    pairs = [*zip(PACKAGES, items[:, 0], strict=True)]
-    explanations = CurvatureRollback(model, rows=pairs).explain(pairs)
+def _reasons(say: Say, explanations: Explanations, test: Interactions) -> None:
     say("Why does it recommend what it recommends? Curvature Rollback, on well-known packages:\n")
     held_out = dict(zip(test.user_ids[test.users], test.item_ids[test.items], strict=True))
     for one in explanations:
@@ -125,15 +126,14 @@ def _reasons(say: Say, model: MatrixFactorization, test: Interactions) -> Explan
             )
             + "\n"
         )
-    return explanations
 
 
-def _check(say: Say, model: MatrixFactorization, one: Explanation) -> None:
+def _check(say: Say, why: CurvatureRollback, one: Explanation) -> None:
     """Leave out the two best reasons, a middling example and the worst, one after another."""
-    pair = [(one.user, one.item)]
+    model, pair = why.model, [(one.user, one.item)]
     curved, plain = (
-        np.asarray(why.influence(pair, dense=True))[0]
-        for why in (CurvatureRollback(model, rows=pair), GradientRollback(model))
+        np.asarray(method.influence(pair, dense=True))[0]
+        for method in (why, GradientRollback(model))
     )
     candidates = np.flatnonzero(curved)
     ranked = candidates[np.argsort(-curved[candidates], kind="stable")]

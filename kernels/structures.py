@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 __all__ = [
+    "LANES",
     "Adjoint",
     "Curvature",
     "Examples",
@@ -27,6 +28,10 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+
+LANES = 16
+"""Numbers in a vector of the kernels: rows are padded to whole vectors, and so many queries go
+through Replay side by side."""
 
 # Columns of Log.numbers: dL/df, curvature (see losses.candidate_curvatures), f, both biases before
 # the step, the example's weight and how many candidates it has.

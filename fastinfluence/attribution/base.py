@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +52,8 @@ class RowAttribution(Attribution):
     device : {"auto", "cpu"}, default "auto"
     """
 
+    _rows: RowStore  # made by the method
+
     def __init__(
         self,
         model: MatrixFactorization,
@@ -65,9 +66,9 @@ class RowAttribution(Attribution):
         self._user_vectors = readout.with_ones(model.user_factors_)
 
     @property
-    @abstractmethod
     def rows(self) -> RowStore:
-        """The row store the influences are read from."""
+        """The row store the influences are read from: the changes credited to every example."""
+        return self._rows
 
     def _options_for(self, queries: Any) -> dict[str, Any]:
         # A folder holds the rows of one model.

@@ -15,7 +15,7 @@ from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.queries import query_codes
 from fastinfluence.attribution.rows import Changes, Grouping, RowStore, only_groups
 from fastinfluence.errors import ParameterError
-from fastinfluence.kernels.structures import Curvature, Tables, Touches
+from fastinfluence.kernels.structures import LANES, Curvature, Tables, Touches
 from fastinfluence.memory import aligned_zeros, memory_budget
 from fastinfluence.training.backward import Stage, backward
 
@@ -31,8 +31,6 @@ Codes = npt.NDArray[np.int64]
 LOG_BUDGET = 2**30
 """Bytes of the log of steps. A constant: the pieces a longer log is cut into show in the last
 bits of the result, which must not depend on the machine."""
-
-LANES = 16
 
 
 class CurvatureRollback(RowAttribution):
@@ -131,11 +129,6 @@ class CurvatureRollback(RowAttribution):
             n_threads=self._n_threads,
         )
         self._held = held
-
-    @property
-    def rows(self) -> RowStore:
-        """The changes credited to every example."""
-        return self._rows
 
     def _options_for(self, queries: Any) -> dict[str, Any]:
         return super()._options_for(queries) | {"rows": queries}

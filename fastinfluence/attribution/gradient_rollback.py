@@ -105,8 +105,3 @@ class GradientRollback(RowAttribution):
             path=path,
             n_threads=self._n_threads,
         )
-
-    @property
-    def rows(self) -> RowStore:
-        """The changes credited to every example."""
-        return self._rows

@@ -15,7 +15,7 @@ from fastinfluence.attribution.objectives import as_objective
 from fastinfluence.attribution.quantities import Quantity, RowGradients, Scores
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.errors import ParameterError
-from fastinfluence.kernels.structures import Adjoint
+from fastinfluence.kernels.structures import LANES, Adjoint
 from fastinfluence.memory import aligned_zeros
 from fastinfluence.memory import memory_budget as budget_of
 from fastinfluence.training.backward import Stage, backward
@@ -29,8 +29,6 @@ __all__ = ["Replay"]
 
 Array = npt.NDArray[Any]
 Bits = npt.NDArray[np.uint16]
-
-LANES = 16  # queries that the kernel handles side by side
 
 _ALL_LANES = 2**LANES - 1
 

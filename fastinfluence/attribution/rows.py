@@ -172,7 +172,7 @@ class RowStore:
         ]
         return order
 
-    @property
+    @cached_property
     def _n_examples(self) -> int:
         sides = (self.user_side, self.item_side)
         return max((int(side.order.max()) + 1 for side in sides if len(side.order)), default=0)

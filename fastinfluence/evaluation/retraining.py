@@ -20,7 +20,6 @@ from fastinfluence.memory import memory_budget
 from fastinfluence.progress import progress
 from fastinfluence.storage import ShardWriter, open_shards
 from fastinfluence.storage.manifest import MANIFEST
-from fastinfluence.training import Trajectory
 from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
@@ -131,7 +130,8 @@ def retrain_values(
         """Hand over the values without each set, from number `start` on, in order."""
         if start == len(removals):
             return
-        again = _predrawn(trajectory, n_threads)
+        # The negatives, which all retrainings have in common, are drawn once.
+        again = trajectory.predrawn(memory_budget=memory_budget(), n_threads=n_threads)
         again.verify(n_threads=n_threads)
         # A training a thread, unless there are too few to go round.
         at_a_time, each = n_threads, 1
@@ -201,14 +201,6 @@ def _read(path: str | os.PathLike[str], meta: dict[str, Any]) -> Floats:
     reader.verify()
     shards = [shard["value"] for shard in reader]
     return np.concatenate(shards).T if shards else np.empty((meta["n_queries"], 0))
-
-
-def _predrawn(trajectory: Trajectory, n_threads: int) -> Trajectory:
-    """Draw the negatives, which all retrainings have in common, once."""
-    program = trajectory.program.predrawn(trajectory.n_epochs, memory_budget(), n_threads)
-    return Trajectory(
-        program, trajectory.checkpoints, trajectory.losses, trajectory.validation_losses
-    )
 
 
 def _check_removals(removals: Sets, weights: npt.NDArray[np.float64]) -> int:

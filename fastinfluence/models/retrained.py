@@ -8,9 +8,7 @@ from fastinfluence import dispatch
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.base import trajectory_of
 from fastinfluence.models.matrix_factorization import MatrixFactorization
-from fastinfluence.training import Trajectory, train_again
-from fastinfluence.training.program import check_weights
-from fastinfluence.training.trajectory import training_indices
+from fastinfluence.training import Trajectory, train
 
 __all__ = ["predrawn", "without"]
 
@@ -40,13 +38,13 @@ def without(model: MatrixFactorization, examples: npt.ArrayLike) -> MatrixFactor
         Training without the examples diverged.
     """
     trajectory = trajectory_of(model, "training it again")
-    weights = trajectory.program.weights.copy()
-    weights[training_indices(examples, len(weights), "examples")] = 0
-    again = train_again(
-        trajectory,
-        trajectory.program.reweighted(check_weights(weights, len(weights))),
+    again = train(
+        trajectory.reweighted(examples, name="examples"),
+        start=trajectory.checkpoints[0],
+        n_epochs=trajectory.n_epochs,
         memory_budget=memory_budget(),
         n_threads=dispatch.thread_count(model.n_threads),
+        show_progress=False,
     )
     return _at_the_end_of(again, model)
 
@@ -54,11 +52,8 @@ def without(model: MatrixFactorization, examples: npt.ArrayLike) -> MatrixFactor
 def predrawn(model: MatrixFactorization) -> MatrixFactorization:
     """Return the same model with all its negatives drawn, for many calls of `without`."""
     old = trajectory_of(model, "training it again")
-    program = old.program.predrawn(
-        old.n_epochs, memory_budget(), dispatch.thread_count(model.n_threads)
-    )
-    drawn = Trajectory(program, old.checkpoints, old.losses, old.validation_losses, old.record)
-    return _at_the_end_of(drawn, model)
+    n_threads = dispatch.thread_count(model.n_threads)
+    return _at_the_end_of(old.predrawn(memory_budget=memory_budget(), n_threads=n_threads), model)
 
 
 def _at_the_end_of(trajectory: Trajectory, model: MatrixFactorization) -> MatrixFactorization:

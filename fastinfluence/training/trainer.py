@@ -14,12 +14,14 @@ from fastinfluence.training.trajectory import Trajectory
 if TYPE_CHECKING:
     from fastinfluence.data import Interactions
 
-__all__ = ["train", "train_again"]
+__all__ = ["train"]
 
 
 def train(
     program: Program,
     *,
+    start: State | None = None,
+    n_epochs: int | None = None,
     validation: Interactions | None = None,
     patience: int | None = None,
     record: bool = False,
@@ -32,6 +34,10 @@ def train(
     Parameters
     ----------
     program : Program
+    start : State, optional
+        Where to start, by code; fresh parameters by default.
+    n_epochs : int, optional
+        Those of the program's recipe by default; fewer where the run that is gone again was cut.
     validation : Interactions, optional
         Over the same ids; its loss is measured after every epoch.
     patience : int, optional
@@ -44,9 +50,9 @@ def train(
     n_threads : int
     show_progress : bool, optional
     """
-    start = program.start()
+    start = start or program.start()
+    n_epochs = n_epochs or program.recipe.n_epochs
     state = program.enter(start)
-    n_epochs = program.recipe.n_epochs
     stride = _checkpoint_stride(state, n_epochs, memory_budget)
     rows = program.new_record() if record else None
     checkpoints = {0: start}
@@ -78,33 +84,6 @@ def train(
         losses, rows = losses[:best_epoch], None
         checkpoints = {e: c for e, c in checkpoints.items() if e <= best_epoch}
     return Trajectory(program, checkpoints, losses, validation_losses, rows)
-
-
-def train_again(
-    trajectory: Trajectory, program: Program, *, memory_budget: int, n_threads: int = 1
-) -> Trajectory:
-    """Go the way of a trajectory with other weights: what `Trajectory.retrain` ends in, kept.
-
-    Parameters
-    ----------
-    trajectory : Trajectory
-        Its start and its number of epochs are used.
-    program : Program
-        That of the trajectory, reweighted.
-    memory_budget, n_threads : int
-        As for `train`.
-    """
-    start, n_epochs = trajectory.checkpoints[0], trajectory.n_epochs
-    state = program.enter(start)
-    stride = _checkpoint_stride(state, n_epochs, memory_budget)
-    checkpoints = {0: start}
-    losses: list[float] = []
-    for done in range(1, n_epochs + 1):
-        losses.append(program.run_epoch(state, done - 1, n_threads=n_threads))
-        _check_finite(losses[-1], state, done, program)
-        if done % stride == 0 or done == n_epochs:
-            checkpoints[done] = program.leave(state)
-    return Trajectory(program, checkpoints, losses, [])
 
 
 def _checkpoint_stride(state: State, n_epochs: int, memory_budget: int) -> int:

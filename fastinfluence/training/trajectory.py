@@ -153,13 +153,32 @@ class Trajectory:
             An index outside the data (-1 marks an empty place of an explanation), weights
             that do not fit, or nothing left to train on.
         """
-        weights = self.program.weights
+        return self._run(self.reweighted(without, sample_weight), n_threads).tables
+
+    def predrawn(self, *, memory_budget: int, n_threads: int = 1) -> Trajectory:
+        """Return the same run with its negatives drawn beforehand, to be run again many times."""
+        program = self.program.predrawn(self.n_epochs, memory_budget, n_threads)
+        return Trajectory(
+            program, self.checkpoints, self.losses, self.validation_losses, self.record
+        )
+
+    def reweighted(
+        self, without: object = (), sample_weight: object = None, *, name: str = "without"
+    ) -> Program:
+        """Return the program of this run with other weights, as `retrain` takes them.
+
+        Raises
+        ------
+        DataError
+            Also for `retrain`: an index outside the data (errors call the indices `name`), weights
+            that do not fit, or nothing left to train on.
+        """
+        n, weights = len(self.data), self.program.weights
         if sample_weight is not None:
-            weights = check_weights(sample_weight, len(self.data))
+            weights = check_weights(sample_weight, n)
         weights = weights.copy()
-        weights[training_indices(without, len(self.data))] = 0
-        program = self.program.reweighted(check_weights(weights, len(self.data)))
-        return self._run(program, n_threads).tables
+        weights[training_indices(without, n, name)] = 0
+        return self.program.reweighted(check_weights(weights, n))
 
     def visits(self) -> npt.NDArray[np.int64]:
         """(n,) int64: the visit of every training example, the inverse of the order."""

@@ -6,6 +6,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
+from ..structures import LANES
+
 __all__ = [
     "HAS_AVX512",
     "I32",
@@ -21,8 +23,6 @@ __all__ = [
     "population",
     "vectors",
 ]
-
-LANES = 16
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 INDICES = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
