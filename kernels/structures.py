@@ -16,15 +16,24 @@ __all__ = [
     "Curvature",
     "Examples",
     "Exclusions",
+    "Graph",
+    "GraphHyper",
+    "GraphLog",
+    "GraphSampler",
+    "GraphTables",
     "Hyper",
+    "Links",
     "Log",
     "Queries",
     "Record",
+    "RowState",
     "Sampler",
     "Side",
     "Tables",
     "Top",
     "Touches",
+    "TripleExamples",
+    "TripleRecord",
 ]
 
 Array = npt.NDArray[Any]
@@ -152,3 +161,92 @@ class Top(NamedTuple):
     values: Array  # (n_queries, k), -inf where empty
     indices: Array  # (n_queries, k) int32, -1 where empty
     totals: Array  # (n_queries,) float64: sum of |score| over all candidates; or (0,)
+
+
+# ---------------------------------------------------------------- knowledge graphs
+
+
+class GraphTables(NamedTuple):
+    """Parameters of a knowledge-graph model, or anything shaped like them."""
+
+    rows: Array  # (n_rows, d): entities, then relations, then their reciprocals
+
+
+class Graph(NamedTuple):
+    """What kind of model the rows make up."""
+
+    n_entities: int
+    n_relations: int
+    reciprocal: bool  # heads are predicted by relation rows of their own
+    complex: bool  # a row is d/2 real parts, then d/2 imaginary parts (ComplEx); else DistMult
+
+
+class Links(NamedTuple):
+    """Questions with an answer: which entity stands at the other end of a relation."""
+
+    subjects: Array  # (n,) int32 row
+    relations: Array  # (n,) int32 row
+    flips: Array  # (n,) bool: read the relation's row conjugated
+    targets: Array  # (n,) int32 row, the answer
+
+
+class TripleExamples(NamedTuple):
+    """Training triples in the order of their visits."""
+
+    heads: Array  # (n,) int32
+    relations: Array  # (n,) int32, from 0
+    tails: Array  # (n,) int32
+    weights: Array  # (n,) dtype of the rows; 0 skips the triple
+    ids: Array  # (n,) int64, keys of the random draws
+
+
+class GraphSampler(NamedTuple):
+    """Where the candidates of a step come from."""
+
+    n_negatives: int  # -1: all other entities
+    seed: int
+    fixed: bool  # the same negatives in every epoch
+
+
+class GraphHyper(NamedTuple):
+    """Scalars of all steps of a run, float64; kernels cast what they use to the rows' dtype."""
+
+    sides: int  # 1: tails are predicted, 2: tails and heads
+    loss: int
+    optimizer: int
+    learning_rate: float
+    decline: float  # of the learning rate, a step
+    regularization: float
+    epsilon: float
+    beta1: float
+    beta2: float
+    unit_norm: bool
+
+
+class RowState(NamedTuple):
+    """All that training changes; what the optimizer does without is (0, d) or (0,)."""
+
+    rows: Array  # (n_rows, d)
+    momenta: Array  # (n_rows, d): Adam's first moments
+    squares: Array  # (n_rows, d): Adagrad's sums, Adam's second moments
+    clocks: Array  # (n_rows,) int64: dense Adam's, the time each row was last brought up to
+
+
+class TripleRecord(NamedTuple):
+    """Row changes added up per triple, in the order of visits."""
+
+    changes: Array  # (n, S, d): rows of head, tail, relation, its reciprocal
+
+
+class GraphLog(NamedTuple):
+    """What some steps saw, one entry a step: place p of a visit holds steps p * sides + side."""
+
+    slots: Array  # (n,) int32: place of every visit in the log, -1 if it is not in it
+    n_candidates: Array  # (m,) int32
+    candidates: Array  # (m, C) int32: distinct rows, the answer first
+    counts: Array  # (m, C), dtype of the rows: how often each was drawn
+    rows: Array  # (m, C + 2, d): subject, relation, candidates before the step
+    momenta: Array  # as rows, or (0, ...): before the catch-up and the step
+    squares: Array  # as rows, or (0, ...): before the catch-up and the step
+    clocks: Array  # (m, C + 2) int64, or (0, C + 2): before the catch-up
+    settled: RowState  # dense Adam: momenta, squares, clocks before the epoch's end settles them
