@@ -7,9 +7,14 @@ from the built-in error a caller would expect (`ValueError`, `KeyError`, ...).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastinfluence.training import Trajectory
 
 __all__ = [
     "DataError",
+    "DivergenceError",
     "FastInfluenceError",
     "MissingExtraError",
     "NotFittedError",
@@ -44,6 +49,18 @@ class ReplayMismatch(FastInfluenceError, RuntimeError):
     """Replaying a Trajectory did not end in the parameters that training left."""
 
 
+class DivergenceError(FastInfluenceError, ArithmeticError):
+    """Training left the finite numbers.
+
+    Attributes
+    ----------
+    trajectory : Trajectory or None
+        The run up to its last checkpoint, where `fit` was training.
+    """
+
+    trajectory: Trajectory | None = None
+
+
 class MissingExtraError(FastInfluenceError, ImportError):
     """A feature needs an optional dependency; the message holds the install command."""
 
@@ -71,7 +88,7 @@ class UnknownIdError(FastInfluenceError, KeyError):
         others = len(self.unknown) - 1
         message = f"unknown {kind} {self.unknown[0]!r}"
         if others:
-            message += f" and {others} other unknown {kind}{'s' if others > 1 else ''}"
+            message += f" and {others} other unknown {plural(kind, others)}"
         nearest = list(nearest)
         if nearest:
             message += f"; nearest known: {', '.join(nearest)}"
@@ -79,3 +96,10 @@ class UnknownIdError(FastInfluenceError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0])
+
+
+def plural(kind: str, count: int = 2) -> str:
+    """The word for `count` things of a kind: ``"entity"``, ``"entities"``."""
+    if count == 1:
+        return kind
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"

@@ -1,32 +1,118 @@
-"""What all models share: fitted state, and the run directory they are saved to."""
+"""What all models share: hyper-parameters, fitted state, the run directory they are saved to."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.data import Interactions
 from fastinfluence.errors import NotFittedError, RunDirectoryError
-from fastinfluence.kernels.structures import Tables
 from fastinfluence.storage import read_run, write_run
-from fastinfluence.training import Program, Recipe, State, Trajectory
+from fastinfluence.training import Trajectory
 
-if TYPE_CHECKING:
-    from fastinfluence.models.matrix_factorization import MatrixFactorization
-
-__all__ = ["load", "load_trajectory", "save_trajectory", "trajectory_of"]
-
-KIND = "matrix-factorization"
+__all__ = ["Model", "Parts", "load", "trajectory_of"]
 
 
-def trajectory_of(model: MatrixFactorization, purpose: str) -> Trajectory:
+class Parts(NamedTuple):
+    """What a kind of model is trained with."""
+
+    data: type[Any]
+    recipe: type[Any]
+    program: type[Any]
+    state: type[Any]
+
+
+class Model(ABC):
+    """A factorization model: hyper-parameters, and once fitted the Trajectory of its training.
+
+    Attributes
+    ----------
+    data_ : Interactions or Triples
+        Training data.
+    trajectory_ : Trajectory
+    n_epochs_ : int
+        Epochs that led to these parameters.
+    """
+
+    kind: ClassVar[str]  # as run directories name it
+    kinds: ClassVar[dict[str, type[Model]]] = {}
+    parts: ClassVar[Parts]
+
+    data_: Any
+    trajectory_: Trajectory
+    n_epochs_: int
+    global_mean_: float
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" in cls.__dict__:
+            Model.kinds[cls.kind] = cls
+
+    def get_params(self) -> dict[str, Any]:
+        """Hyper-parameters by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        changed = {n: v for n, v in self.get_params().items() if v != defaults[n].default}
+        inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        name = f"{type(self).__name__}({inside})"
+        return f"{name}, fitted on {self._fitted_on()}" if self.is_fitted else name
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the model has parameters."""
+        return hasattr(self, "data_")
+
+    @abstractmethod
+    def _fitted_on(self) -> str:
+        """What the model was fitted on, in words."""
+
+    @abstractmethod
+    def _take(self, trajectory: Trajectory) -> Self:
+        """Become the model at the end of a trajectory."""
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the run directory `path`: parameters, checkpoints, data and hyper-parameters.
+
+        The directory appears whole or not at all. `fastinfluence.load` reads it back.
+
+        Raises
+        ------
+        RunDirectoryError
+            `path` exists and `overwrite` is false.
+        """
+        trajectory = trajectory_of(self, "saving it")
+        parameters = self.get_params() | {"rng": trajectory.recipe.seed}
+        for name, value in parameters.items():
+            if isinstance(value, np.generic):
+                parameters[name] = value.item()
+        arrays: dict[str, npt.ArrayLike] = {
+            f"data/{name}": array for name, array in trajectory.data.arrays().items()
+        }
+        arrays["weights"] = trajectory.program.weights
+        for epoch, state in trajectory.checkpoints.items():
+            for name, array in state.arrays().items():
+                arrays[f"checkpoints/{epoch:05d}/{name}"] = array
+        meta = {
+            "recipe": trajectory.recipe.to_dict(),
+            "parameters": parameters,
+            "losses": trajectory.losses,
+            "validation_losses": trajectory.validation_losses,
+        }
+        write_run(path, kind=self.kind, meta=meta, arrays=arrays, overwrite=overwrite)
+
+
+def trajectory_of(model: Model, purpose: str) -> Trajectory:
     """Return the Trajectory of a fitted model.
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : Model
     purpose : str
         What it is needed for, as an error says it: "explaining it".
 
@@ -37,7 +123,7 @@ def trajectory_of(model: MatrixFactorization, purpose: str) -> Trajectory:
     """
     if hasattr(model, "trajectory_"):
         return model.trajectory_
-    if not hasattr(model, "user_factors_"):
+    if not model.is_fitted:
         raise NotFittedError(f"the model is not fitted yet: call fit before {purpose}")
     raise NotFittedError(
         f"{purpose} needs a Trajectory, and no training run ended in the parameters of this "
@@ -47,58 +133,7 @@ def trajectory_of(model: MatrixFactorization, purpose: str) -> Trajectory:
     )
 
 
-def save_trajectory(
-    path: str | os.PathLike[str],
-    trajectory: Trajectory,
-    parameters: dict[str, Any],
-    overwrite: bool,
-) -> None:
-    """Write a run directory: data, weights, hyper-parameters and checkpoints."""
-    arrays: dict[str, npt.ArrayLike] = {
-        f"data/{name}": array for name, array in trajectory.data.arrays().items()
-    }
-    arrays["weights"] = trajectory.program.weights
-    for epoch, state in trajectory.checkpoints.items():
-        for part, tables in zip(State._fields, state, strict=True):
-            if tables is not None:
-                for name, array in tables._asdict().items():
-                    arrays[f"checkpoints/{epoch:05d}/{part}/{name}"] = array
-    meta = {
-        "recipe": trajectory.recipe.to_dict(),
-        "parameters": parameters,
-        "losses": trajectory.losses,
-        "validation_losses": trajectory.validation_losses,
-    }
-    write_run(path, kind=KIND, meta=meta, arrays=arrays, overwrite=overwrite)
-
-
-def load_trajectory(path: str | os.PathLike[str]) -> tuple[Trajectory, dict[str, Any]]:
-    """Read a run directory: the Trajectory and the hyper-parameters of the model."""
-    run = read_run(path, kind=KIND)
-    try:
-        arrays, meta = run.arrays, run.meta
-        prefix = "data/"
-        parts = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-        data = Interactions.from_parts(parts)
-        program = Program(data, arrays["weights"], Recipe(**meta["recipe"]))
-        epochs = sorted({int(n.split("/")[1]) for n in arrays if n.startswith("checkpoints/")})
-        checkpoints = {epoch: _read_state(arrays, epoch) for epoch in epochs}
-        trajectory = Trajectory(program, checkpoints, meta["losses"], meta["validation_losses"])
-        trajectory.end  # noqa: B018  (a run without its last checkpoint is damaged)
-        return trajectory, meta["parameters"]
-    except (KeyError, TypeError) as missing:
-        raise RunDirectoryError(f"{run.path} is no complete run of a model: {missing}") from missing
-
-
-def _read_state(arrays: dict[str, npt.NDArray[Any]], epoch: int) -> State:
-    def tables(part: str) -> Tables:
-        return Tables(*(arrays[f"checkpoints/{epoch:05d}/{part}/{n}"] for n in Tables._fields))
-
-    has_squares = f"checkpoints/{epoch:05d}/squares/user_factors" in arrays
-    return State(tables("tables"), tables("squares") if has_squares else None)
-
-
-def load(path: str | os.PathLike[str]) -> MatrixFactorization:
+def load(path: str | os.PathLike[str]) -> Any:
     """Load the model of a run directory, with its Trajectory.
 
     Parameters
@@ -106,12 +141,41 @@ def load(path: str | os.PathLike[str]) -> MatrixFactorization:
     path : path-like
         Written by ``model.save`` or by ``fastinfluence train``.
 
+    Returns
+    -------
+    MatrixFactorization, DistMult or ComplEx
+
     Raises
     ------
     RunDirectoryError
         The directory is absent, half-written, damaged or of another format version.
     """
-    from fastinfluence.models.matrix_factorization import MatrixFactorization
+    from fastinfluence import models  # noqa: F401  (registers every kind)
 
-    trajectory, parameters = load_trajectory(path)
-    return MatrixFactorization(**parameters)._take(trajectory)
+    run = read_run(path)
+    if run.kind not in Model.kinds:
+        raise RunDirectoryError(
+            f"{run.path} is a {run.kind}, not a run of a model ({', '.join(Model.kinds)})"
+        )
+    kind = Model.kinds[run.kind]
+    try:
+        program = kind.parts.program(
+            kind.parts.data.from_parts(_below("data/", run.arrays)),
+            run.arrays["weights"],
+            kind.parts.recipe(**run.meta["recipe"]),
+        )
+        epochs = sorted({int(n.split("/")[1]) for n in run.arrays if n.startswith("checkpoints/")})
+        checkpoints = {
+            epoch: kind.parts.state.from_arrays(_below(f"checkpoints/{epoch:05d}/", run.arrays))
+            for epoch in epochs
+        }
+        losses = run.meta["losses"], run.meta["validation_losses"]
+        trajectory = Trajectory(program, checkpoints, *losses)
+        trajectory.end  # noqa: B018  (a run without its last checkpoint is damaged)
+        return kind(**run.meta["parameters"])._take(trajectory)
+    except (KeyError, TypeError) as missing:
+        raise RunDirectoryError(f"{run.path} is no complete run of a model: {missing}") from missing
+
+
+def _below(folder: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {n.removeprefix(folder): array for n, array in arrays.items() if n.startswith(folder)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,8 @@ from fastinfluence.data import Interactions
 from fastinfluence.errors import DataError, NotFittedError, ParameterError
 from fastinfluence.kernels.structures import Exclusions, Tables
 from fastinfluence.memory import memory_budget
-from fastinfluence.models.base import save_trajectory, trajectory_of
-from fastinfluence.training import Program, Recipe, train
+from fastinfluence.models.base import Model, Parts
+from fastinfluence.training import Program, Recipe, State, train
 from fastinfluence.training.program import check_values, check_weights
 from fastinfluence.training.recipe import seed_of
 
@@ -29,7 +27,7 @@ __all__ = ["MatrixFactorization"]
 _USERS_AT_ONCE = 4096  # of recommend
 
 
-class MatrixFactorization:
+class MatrixFactorization(Model):
     """Matrix factorization with biases, trained by stochastic gradient descent.
 
     The score of user u and item i is ``mean + b_u + b_i + p_u . q_i``. Training minimises the
@@ -93,6 +91,9 @@ class MatrixFactorization:
     (1,)
     """
 
+    kind = "matrix-factorization"
+    parts = Parts(Interactions, Recipe, Program, State)
+
     def __init__(
         self,
         n_factors: int = 64,
@@ -124,20 +125,11 @@ class MatrixFactorization:
         self.rng = rng
         self.n_threads = n_threads
 
-    def get_params(self) -> dict[str, Any]:
-        """Hyper-parameters by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = {n: v for n, v in self.get_params().items() if v != defaults[n].default}
-        inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        if not hasattr(self, "user_factors_"):
-            return f"MatrixFactorization({inside})"
+    def _fitted_on(self) -> str:
         data = self.data_
         return (
-            f"MatrixFactorization({inside}), fitted on {len(data):,} examples of "
-            f"{data.n_users:,} users and {data.n_items:,} items in {self.n_epochs_} epochs"
+            f"{len(data):,} examples of {data.n_users:,} users and {data.n_items:,} items in "
+            f"{self.n_epochs_} epochs"
             + ("" if hasattr(self, "trajectory_") else ", some unlearned since")
         )
 
@@ -350,25 +342,8 @@ class MatrixFactorization:
 
         return unlearned(self, examples, method)
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the run directory `path`: parameters, checkpoints, data and hyper-parameters.
-
-        The directory appears whole or not at all. `fastinfluence.load` reads it back.
-
-        Raises
-        ------
-        RunDirectoryError
-            `path` exists and `overwrite` is false.
-        """
-        trajectory = trajectory_of(self, "saving it")
-        parameters = self.get_params() | {"rng": trajectory.recipe.seed}
-        for name, value in parameters.items():
-            if isinstance(value, np.generic):
-                parameters[name] = value.item()
-        save_trajectory(path, trajectory, parameters, overwrite)
-
     def _tables(self) -> Tables:
-        if not hasattr(self, "user_factors_"):
+        if not self.is_fitted:
             raise NotFittedError("this MatrixFactorization is not fitted yet: call fit first")
         return Tables(self.user_factors_, self.item_factors_, self.user_biases_, self.item_biases_)
 

@@ -1,9 +1,21 @@
 """Training: a deterministic program, and the Trajectory it leaves behind."""
 
+from fastinfluence.training.graph_program import GraphProgram, GraphState
+from fastinfluence.training.graph_recipe import GraphRecipe
 from fastinfluence.training.program import Program, State
 from fastinfluence.training.recipe import Recipe
 from fastinfluence.training.schedule import Schedule
 from fastinfluence.training.trainer import train
 from fastinfluence.training.trajectory import Trajectory
 
-__all__ = ["Program", "Recipe", "Schedule", "State", "Trajectory", "train"]
+__all__ = [
+    "GraphProgram",
+    "GraphRecipe",
+    "GraphState",
+    "Program",
+    "Recipe",
+    "Schedule",
+    "State",
+    "Trajectory",
+    "train",
+]

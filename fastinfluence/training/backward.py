@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.kernels.structures import Log
 from fastinfluence.progress import progress
 
 if TYPE_CHECKING:
-    from fastinfluence.training.program import Program, State
     from fastinfluence.training.trajectory import Trajectory
 
 __all__ = ["Stage", "backward"]
@@ -33,7 +31,7 @@ class Stage(NamedTuple):
     epoch: int
     start: int  # first visit
     stop: int  # behind the last visit
-    log: Log
+    log: Any  # Log or GraphLog
 
 
 def backward(
@@ -51,7 +49,8 @@ def backward(
     ----------
     trajectory : Trajectory
     memory_budget : int
-        Bytes of the log; a stratum of the schedule is the least that is logged at once.
+        Bytes of the log; a stratum of the schedule, a visit of a triple is the least that is
+        logged at once.
     only : (n,) bool, optional
         Visits to log; all that have a weight by default.
     n_threads : int
@@ -67,8 +66,8 @@ def backward(
     wanted = program.examples.weights != 0
     if only is not None:
         wanted &= only
-    pieces = _pieces(program, wanted, memory_budget)
-    bounds = [_visits(program, piece) for piece in pieces]
+    parts = program.parts(wanted, max(1, memory_budget // program.log_bytes))
+    bounds = [program.visits(part) for part in parts]
     counts = [int(wanted[start:stop].sum()) for start, stop in bounds]
     log = program.new_log(max(counts))
     known = sorted(epoch for epoch in trajectory.checkpoints if epoch <= trajectory.n_epochs)
@@ -79,25 +78,25 @@ def backward(
             for epoch in range(behind - 1, first - 1, -1):
                 state = states.pop()
                 starts = [state]
-                for piece in pieces[:-1]:
+                for part in parts[:-1]:
                     state = state.copy()
-                    program.run_epoch(state, epoch, strata=piece, n_threads=n_threads)
+                    program.run_epoch(state, epoch, part=part, n_threads=n_threads)
                     starts.append(state)
-                for number in range(len(pieces) - 1, -1, -1):
+                for number in range(len(parts) - 1, -1, -1):
                     state, (start, stop) = starts.pop(), bounds[number]
                     log.slots[:] = -1
                     places = np.flatnonzero(wanted[start:stop]) + start
                     log.slots[places] = np.arange(len(places))
                     program.run_epoch(
-                        state, epoch, strata=pieces[number], log=log, n_threads=n_threads
+                        state, epoch, part=parts[number], log=log, n_threads=n_threads
                     )
-                    if number == len(pieces) - 1 and epoch + 1 == behind:
+                    if number == len(parts) - 1 and epoch + 1 == behind:
                         trajectory.check_reached(program.leave(state), behind)
                     yield Stage(epoch, start, stop, log)
                 bar.update()
 
 
-def _states_between(trajectory: Trajectory, first: int, behind: int, n_threads: int) -> list[State]:
+def _states_between(trajectory: Trajectory, first: int, behind: int, n_threads: int) -> list[Any]:
     """Working states at the start of epochs ``first`` to ``behind - 1``."""
     program = trajectory.program
     states = [program.enter(trajectory.checkpoints[first])]
@@ -106,22 +105,3 @@ def _states_between(trajectory: Trajectory, first: int, behind: int, n_threads: 
         program.run_epoch(state, epoch, n_threads=n_threads)
         states.append(state)
     return states
-
-
-def _visits(program: Program, strata: tuple[int, int]) -> tuple[int, int]:
-    pointers, n_groups = program.schedule.pointers, program.schedule.n_groups
-    return int(pointers[strata[0] * n_groups]), int(pointers[strata[1] * n_groups])
-
-
-def _pieces(program: Program, wanted: Visits, memory_budget: int) -> list[tuple[int, int]]:
-    """Cut the strata of an epoch into runs whose logs fit the budget."""
-    most = max(1, memory_budget // program.log_bytes)
-    pieces, start, held = [], 0, 0
-    for stratum in range(program.schedule.n_groups):
-        a, b = _visits(program, (stratum, stratum + 1))
-        count = int(wanted[a:b].sum())
-        if held and held + count > most:
-            pieces.append((start, stratum))
-            start, held = stratum, 0
-        held += count
-    return [*pieces, (start, program.schedule.n_groups)]

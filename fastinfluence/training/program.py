@@ -43,7 +43,27 @@ class State(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size in memory."""
-        return sum(array.nbytes for tables in self if tables is not None for array in tables)
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays by name, for a file: ``tables/user_factors``, ..."""
+        return {
+            f"{part}/{name}": array
+            for part, tables in self._asdict().items()
+            if tables is not None
+            for name, array in tables._asdict().items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]]) -> State:
+        """Rebuild from what `arrays` returned."""
+
+        def tables(part: str) -> Tables:
+            return Tables(*(arrays[f"{part}/{name}"] for name in Tables._fields))
+
+        return cls(
+            tables("tables"), tables("squares") if "squares/user_factors" in arrays else None
+        )
 
 
 def _same_arrays(mine: Tables, its: Tables) -> bool:
@@ -238,6 +258,28 @@ class Program:
         """Bytes of the log of one step."""
         return sum(array.nbytes for array in self.new_log(1)[1:])
 
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """(n,) int64: training index of every visit."""
+        return self.schedule.order
+
+    def parts(self, wanted: npt.NDArray[np.bool_], most: int) -> list[tuple[int, int]]:
+        """Cut the strata of an epoch into runs of at most `most` wanted visits, where possible."""
+        parts, start, held = [], 0, 0
+        for stratum in range(self.schedule.n_groups):
+            first, behind = self.visits((stratum, stratum + 1))
+            count = int(wanted[first:behind].sum())
+            if held and held + count > most:
+                parts.append((start, stratum))
+                start, held = stratum, 0
+            held += count
+        return [*parts, (start, self.schedule.n_groups)]
+
+    def visits(self, part: tuple[int, int]) -> tuple[int, int]:
+        """First visit of a part of an epoch, and the one behind it."""
+        pointers, n_groups = self.schedule.pointers, self.schedule.n_groups
+        return int(pointers[part[0] * n_groups]), int(pointers[part[1] * n_groups])
+
     def hyper(self, epoch: int) -> Hyper:
         """Scalars of the steps of an epoch, in the dtype of the parameters."""
         recipe = self.recipe
@@ -249,14 +291,14 @@ class Program:
         state: State,
         epoch: int,
         *,
-        strata: tuple[int, int] | None = None,
+        part: tuple[int, int] | None = None,
         record: Record | None = None,
         log: Log | None = None,
         n_threads: int = 1,
     ) -> float:
         """Run one epoch on working tables, in place; the mean loss of its steps.
 
-        `strata` is the part of it to run, all of it by default.
+        `part` are the strata of it to run, all of them by default.
         """
         sgd = dispatch.kernels("sgd")
         sampler = self.sampler
@@ -270,7 +312,7 @@ class Program:
             self.hyper(epoch),
             self.recipe.loss_code,
             epoch,
-            strata or (0, self.schedule.n_groups),
+            part or (0, self.schedule.n_groups),
             record,
             log,
         )

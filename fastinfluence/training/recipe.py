@@ -10,10 +10,20 @@ import numpy as np
 
 from fastinfluence.errors import ParameterError
 
-__all__ = ["LOSSES", "OPTIMIZERS", "Recipe", "seed_of"]
+__all__ = [
+    "DTYPES",
+    "LOSSES",
+    "OPTIMIZERS",
+    "Recipe",
+    "check_choices",
+    "check_counts",
+    "check_reals",
+    "seed_of",
+]
 
 LOSSES = ("squared", "logistic", "bpr")  # the position is the kernels' code
 OPTIMIZERS = ("sgd", "adagrad")
+DTYPES = ("float32", "float64")
 _DEFAULT_NEGATIVES = {"squared": 0, "logistic": 4, "bpr": 1}
 _ADAGRAD_EPSILON = 1e-8
 
@@ -27,6 +37,38 @@ def seed_of(rng: int | np.random.Generator | None) -> int:
     if isinstance(rng, bool) or not isinstance(rng, Integral) or rng < 0:
         raise ParameterError(f"rng must be an integer >= 0, a numpy Generator or None, not {rng!r}")
     return int(rng)
+
+
+# The checks leave plain numbers behind: a recipe travels through JSON unchanged.
+
+
+def check_counts(recipe: Any, *names: str) -> None:
+    """Raise ParameterError unless these fields are integers >= 1."""
+    for name in names:
+        value = getattr(recipe, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ParameterError(f"{name} must be an integer >= 1, not {value!r}")
+        object.__setattr__(recipe, name, int(value))
+
+
+def check_choices(recipe: Any, **choices: tuple[str, ...]) -> None:
+    """Raise ParameterError unless each of these fields is one of its choices."""
+    for name, allowed in choices.items():
+        if getattr(recipe, name) not in allowed:
+            raise ParameterError(
+                f"{name}={getattr(recipe, name)!r} is not known: use one of {', '.join(allowed)}"
+            )
+
+
+def check_reals(recipe: Any, *names: str, above_zero: bool = False) -> None:
+    """Raise ParameterError unless these fields are finite and >= 0, or > 0."""
+    for name in names:
+        value = getattr(recipe, name)
+        fits = isinstance(value, Real) and np.isfinite(float(value))
+        if not fits or float(value) < 0 or (above_zero and float(value) == 0):
+            bound = "> 0" if above_zero else ">= 0"
+            raise ParameterError(f"{name} must be a finite number {bound}, not {value!r}")
+        object.__setattr__(recipe, name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +88,10 @@ class Recipe:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("n_factors", "n_epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ParameterError(f"{name} must be an integer >= 1, not {value!r}")
-        for name, allowed in (
-            ("loss", LOSSES),
-            ("optimizer", OPTIMIZERS),
-            ("dtype", ("float32", "float64")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ParameterError(
-                    f"{name}={getattr(self, name)!r} is not known: use one of {', '.join(allowed)}"
-                )
-        for name, least, strict in (
-            ("learning_rate", 0.0, True),
-            ("learning_rate_decay", 0.0, True),
-            ("regularization", 0.0, False),
-            ("init_scale", 0.0, False),
-        ):
-            value = getattr(self, name)
-            fits = isinstance(value, Real) and np.isfinite(float(value))
-            if not fits or float(value) < least or (strict and float(value) == least):
-                bound = "> 0" if strict else ">= 0"
-                raise ParameterError(f"{name} must be a finite number {bound}, not {value!r}")
+        check_counts(self, "n_factors", "n_epochs")
+        check_choices(self, loss=LOSSES, optimizer=OPTIMIZERS, dtype=DTYPES)
+        check_reals(self, "learning_rate", "learning_rate_decay", above_zero=True)
+        check_reals(self, "regularization", "init_scale")
         n_negatives = self.n_negatives
         if n_negatives is None:
             n_negatives = _DEFAULT_NEGATIVES[self.loss]
@@ -79,11 +101,6 @@ class Recipe:
             least_negatives = "1 (bpr compares with them)" if self.loss == "bpr" else "0"
             raise ParameterError(f"n_negatives must be >= {least_negatives}, not {n_negatives}")
         object.__setattr__(self, "n_negatives", int(n_negatives))
-        # Plain numbers: the recipe travels through JSON unchanged.
-        for name in ("n_factors", "n_epochs"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("learning_rate", "learning_rate_decay", "regularization", "init_scale"):
-            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def loss_code(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastinfluence.errors import FastInfluenceError
+from fastinfluence.errors import DivergenceError
 from fastinfluence.progress import progress
-from fastinfluence.training.program import Program, State
 from fastinfluence.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -18,9 +17,9 @@ __all__ = ["train"]
 
 
 def train(
-    program: Program,
+    program: Any,
     *,
-    start: State | None = None,
+    start: Any = None,
     n_epochs: int | None = None,
     validation: Interactions | None = None,
     patience: int | None = None,
@@ -33,8 +32,8 @@ def train(
 
     Parameters
     ----------
-    program : Program
-    start : State, optional
+    program : Program or GraphProgram
+    start : State or GraphState, optional
         Where to start, by code; fresh parameters by default.
     n_epochs : int, optional
         Those of the program's recipe by default; fewer where the run that is gone again was cut.
@@ -61,9 +60,16 @@ def train(
     best, best_epoch = np.inf, 0
     with progress(n_epochs, description="training", show=show_progress, unit="epoch") as bar:
         for epoch in range(n_epochs):
-            losses.append(program.run_epoch(state, epoch, record=rows, n_threads=n_threads))
+            try:
+                losses.append(program.run_epoch(state, epoch, record=rows, n_threads=n_threads))
+                _check_finite(losses[-1], state, epoch + 1, program)
+            except DivergenceError as error:
+                last = max(checkpoints)
+                error.trajectory = Trajectory(
+                    program, checkpoints, losses[:last], validation_losses[:last]
+                )
+                raise
             done = epoch + 1
-            _check_finite(losses[-1], state, done, program)
             shown = {"loss": f"{losses[-1]:.4f}"}
             if validation is not None:
                 validation_losses.append(program.validation_loss(state, validation))
@@ -86,7 +92,7 @@ def train(
     return Trajectory(program, checkpoints, losses, validation_losses, rows)
 
 
-def _checkpoint_stride(state: State, n_epochs: int, memory_budget: int) -> int:
+def _checkpoint_stride(state: Any, n_epochs: int, memory_budget: int) -> int:
     """Epochs between checkpoints: 1, 2, 4, ... until they fit."""
     stride = 1
     while stride < n_epochs and (n_epochs // stride + 1) * state.nbytes > memory_budget:
@@ -94,10 +100,10 @@ def _checkpoint_stride(state: State, n_epochs: int, memory_budget: int) -> int:
     return stride
 
 
-def _check_finite(loss: float, state: State, epoch: int, program: Program) -> None:
+def _check_finite(loss: float, state: Any, epoch: int, program: Any) -> None:
     if np.isfinite(loss) and all(np.isfinite(table).all() for table in state.tables):
         return
-    raise FastInfluenceError(
+    raise DivergenceError(
         f"training diverged in epoch {epoch} (loss {loss}): lower learning_rate "
         f"(now {program.recipe.learning_rate:g}) or raise regularization "
         f"(now {program.recipe.regularization:g})"

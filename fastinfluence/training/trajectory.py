@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.errors import DataError, ReplayMismatch
-from fastinfluence.kernels.structures import Record, Tables
 from fastinfluence.progress import progress
-from fastinfluence.training.program import Program, State, check_weights
-
-if TYPE_CHECKING:
-    from fastinfluence.data import Interactions
-    from fastinfluence.training.recipe import Recipe
+from fastinfluence.training.program import check_weights
 
 __all__ = ["Trajectory", "training_indices"]
 
@@ -25,25 +20,25 @@ class Trajectory:
 
     Attributes
     ----------
-    program : Program
-        Data, weights, recipe and schedule: everything that determines the run.
-    checkpoints : dict of int to State
+    program : Program or GraphProgram
+        Data, weights, recipe and order: everything that determines the run.
+    checkpoints : dict of int to State or GraphState
         Parameters after so many epochs; always holds 0 and `n_epochs`.
     losses : list of float
         Mean training loss of every epoch.
     validation_losses : list of float
         Mean loss on the validation set after every epoch; empty without one.
-    record : Record or None
+    record : Record, TripleRecord or None
         Row changes of every example, if training recorded them.
     """
 
     def __init__(
         self,
-        program: Program,
-        checkpoints: dict[int, State],
+        program: Any,
+        checkpoints: dict[int, Any],
         losses: list[float],
         validation_losses: list[float],
-        record: Record | None = None,
+        record: Any = None,
     ) -> None:
         self.program = program
         self.checkpoints = checkpoints
@@ -52,12 +47,12 @@ class Trajectory:
         self.record = record
 
     @property
-    def data(self) -> Interactions:
+    def data(self) -> Any:
         """Training data."""
         return self.program.data
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Any:
         """Hyper-parameters."""
         return self.program.recipe
 
@@ -67,7 +62,7 @@ class Trajectory:
         return len(self.losses)
 
     @property
-    def end(self) -> State:
+    def end(self) -> Any:
         """Where training ended."""
         return self.checkpoints[self.n_epochs]
 
@@ -78,12 +73,20 @@ class Trajectory:
             checksum = zlib.crc32(table.tobytes(), checksum)
         return checksum
 
-    def replay(self, *, n_threads: int = 1, show_progress: bool | None = None) -> Record:
+    def replay(
+        self, *, n_threads: int = 1, show_progress: bool | None = None, **options: Any
+    ) -> Any:
         """Train again from the first checkpoint and record every example's row changes.
+
+        Parameters
+        ----------
+        n_threads, show_progress
+        **options
+            Of the program's `run_epoch`: ``credit`` for triples.
 
         Returns
         -------
-        Record
+        Record or TripleRecord
             The same bits that recording during `fit` gives.
 
         Raises
@@ -92,7 +95,8 @@ class Trajectory:
             The run did not end in the parameters of the last checkpoint.
         """
         record = self.program.new_record()
-        self.check_reached(self._run(self.program, n_threads, record, show_progress), self.n_epochs)
+        end = self._run(self.program, n_threads, show_progress, record=record, **options)
+        self.check_reached(end, self.n_epochs)
         return record
 
     def verify(self, *, n_threads: int = 1) -> None:
@@ -101,18 +105,21 @@ class Trajectory:
 
     def _run(
         self,
-        program: Program,
+        program: Any,
         n_threads: int,
-        record: Record | None = None,
         show_progress: bool | None = False,
-    ) -> State:
+        *,
+        n_epochs: int | None = None,
+        **options: Any,
+    ) -> Any:
         """Run a program from the first checkpoint to the last epoch of this trajectory."""
         state = program.enter(self.checkpoints[0])
-        for epoch in progress(range(self.n_epochs), description="replay", show=show_progress):
-            program.run_epoch(state, epoch, record=record, n_threads=n_threads)
+        epochs = range(self.n_epochs if n_epochs is None else n_epochs)
+        for epoch in progress(epochs, description="replay", show=show_progress):
+            program.run_epoch(state, epoch, n_threads=n_threads, **options)
         return program.leave(state)
 
-    def check_reached(self, state: State, epoch: int) -> None:
+    def check_reached(self, state: Any, epoch: int) -> None:
         """Raise ReplayMismatch unless `state` is the checkpoint after so many epochs."""
         reached = self.checkpoints[epoch]
         if not state.same_bits(reached):
@@ -128,8 +135,13 @@ class Trajectory:
             )
 
     def retrain(
-        self, *, without: object = (), sample_weight: object = None, n_threads: int = 1
-    ) -> Tables:
+        self,
+        *,
+        without: object = (),
+        sample_weight: object = None,
+        n_epochs: int | None = None,
+        n_threads: int = 1,
+    ) -> Any:
         """Train again from the same start with other weights: the truth about an explanation.
 
         Order, negatives and every other random choice of the remaining examples stay the same.
@@ -140,11 +152,14 @@ class Trajectory:
             Training indices to leave out.
         sample_weight : (n,) float, optional
             Weights to use instead of those of the run.
+        n_epochs : int, optional
+            As many as the run has by default. More are possible where the learning rate of an
+            epoch does not depend on how many there are.
         n_threads : int
 
         Returns
         -------
-        Tables
+        Tables or GraphTables
             Parameters after `n_epochs` epochs.
 
         Raises
@@ -153,7 +168,8 @@ class Trajectory:
             An index outside the data (-1 marks an empty place of an explanation), weights
             that do not fit, or nothing left to train on.
         """
-        return self._run(self.reweighted(without, sample_weight), n_threads).tables
+        program = self.reweighted(without, sample_weight)
+        return self._run(program, n_threads, n_epochs=n_epochs).tables
 
     def predrawn(self, *, memory_budget: int, n_threads: int = 1) -> Trajectory:
         """Return the same run with its negatives drawn beforehand, to be run again many times."""
@@ -164,7 +180,7 @@ class Trajectory:
 
     def reweighted(
         self, without: object = (), sample_weight: object = None, *, name: str = "without"
-    ) -> Program:
+    ) -> Any:
         """Return the program of this run with other weights, as `retrain` takes them.
 
         Raises
@@ -182,7 +198,7 @@ class Trajectory:
 
     def visits(self) -> npt.NDArray[np.int64]:
         """(n,) int64: the visit of every training example, the inverse of the order."""
-        order = self.program.schedule.order
+        order = self.program.order
         visits = np.empty_like(order)
         visits[order] = np.arange(len(order))
         return visits

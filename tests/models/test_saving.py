@@ -207,7 +207,7 @@ def test_what_is_no_run_of_a_model(path, model, tmp_path):
     with pytest.raises(RunDirectoryError, match="only half of one"):
         load(tmp_path)
     GradientRollback(model, path=tmp_path / "rows")
-    with pytest.raises(RunDirectoryError, match="'row-store' where 'matrix-factorization'"):
+    with pytest.raises(RunDirectoryError, match="is a row-store, not a run of a model"):
         load(tmp_path / "rows")
 
 

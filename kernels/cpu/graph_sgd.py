@@ -1,0 +1,350 @@
+"""Training DistMult and ComplEx: one step is one triple, one end of it asked for.
+
+Visit t of triple (h, r, o) asks for its tail and, with two sides, then for its head. A step
+scores its candidates from the rows as they stand before it,
+
+    x = compose(e_subject, w'),  z_c = <x, e_c>,  l = L(z) + regularization / 2 * (|e_subject|^2 +
+    |w|^2 + |e_answer|^2)
+
+(w' conjugated where a head is asked for without reciprocal relations) and then moves every row it
+touched: with g_c = dL/dz_c and v = sum_c g_c e_c those of the candidates along g_c x, the
+subject's and the relation's along what <x, v> has as derivatives. Candidates are distinct; the
+subject may be one of them.
+
+Arithmetic is strict and every sum has a fixed order: with a record or a log, in one piece or
+several, an epoch leaves the same bits.
+"""
+
+import numpy as np
+
+from .bilinear import compose, pull_relation, pull_subject
+from .graph_candidates import take_candidates
+from .jit import inner_kernel, kernel
+from .link_losses import LOGISTIC, SOFTMAX, link_gradients
+from .row_optimizers import (
+    ADAGRAD,
+    ADAM,
+    DENSE_ADAM,
+    SGD,
+    catch_up,
+    move,
+    settle,
+    step_sizes,
+)
+from .simd import dot
+
+__all__ = [
+    "ADAGRAD",
+    "ADAM",
+    "DENSE_ADAM",
+    "LOGISTIC",
+    "SGD",
+    "SOFTMAX",
+    "graph_epoch",
+    "question",
+]
+
+UPDATE, GRADIENT = 0, 1  # what a record adds up
+
+
+@inner_kernel
+def question(graph, examples, t, side):
+    """(subject, relation row, flip, answer) of one side of visit t."""
+    h, r, o = examples.heads[t], examples.relations[t], examples.tails[t]
+    row = graph.n_entities + r
+    if side == 0:
+        return h, row, False, o
+    if graph.reciprocal:
+        return o, row + graph.n_relations, False, h
+    return o, row, True, h
+
+
+@inner_kernel
+def _scores(x, rows, candidates, scores):
+    for c in range(scores.shape[0]):
+        scores[c] = dot(x, rows[candidates[c]])
+
+
+@inner_kernel
+def _pull(rows, candidates, gradients, v):
+    """Write the sum of the candidates' rows, weighted with their slopes, to `v`."""
+    for f in range(v.shape[0]):
+        v[f] = 0
+    for c in range(gradients.shape[0]):
+        g, row = gradients[c], rows[candidates[c]]
+        for f in range(v.shape[0]):
+            v[f] += g * row[f]
+
+
+@inner_kernel
+def _shrunk(gradient, row, regularization):
+    for f in range(gradient.shape[0]):
+        gradient[f] += regularization * row[f]
+
+
+@inner_kernel
+def _scale(gradient, factor):
+    for f in range(gradient.shape[0]):
+        gradient[f] *= factor
+
+
+@inner_kernel
+def _row_gradients(graph, hyper, rows, subject, relation, flip, answer, own, x, v, parts):
+    """Gradients of the rows of the subject, the relation and the answer, regularization included.
+
+    `own` are the slopes of the subject and of the answer as candidates, 0 where the subject is
+    none. Where both are one entity all of it is in the first.
+    """
+    number = x.dtype.type
+    regularization = number(hyper.regularization)
+    of_subject, of_relation, of_answer = parts[0], parts[1], parts[2]
+    pull_subject(graph.complex, flip, rows[relation], v, of_subject)
+    pull_relation(graph.complex, flip, rows[subject], v, of_relation)
+    _shrunk(of_subject, rows[subject], regularization)
+    _shrunk(of_relation, rows[relation], regularization)
+    for f in range(x.shape[0]):
+        of_subject[f] += own[0] * x[f]
+    if subject == answer:
+        return
+    for f in range(x.shape[0]):
+        of_answer[f] = own[1] * x[f]
+    _shrunk(of_answer, rows[answer], regularization)
+
+
+@inner_kernel
+def _normalise(row):
+    norm = np.sqrt(dot(row, row))
+    if norm > 0:
+        for f in range(row.shape[0]):
+            row[f] /= norm
+
+
+@inner_kernel
+def _move_candidates(hyper, state, candidates, gradients, skipped, weight, size, x, scratch):
+    """Move the candidates behind the answer, all but the one at place `skipped`."""
+    d = x.shape[0]
+    number = x.dtype.type
+    for c in range(1, gradients.shape[0]):
+        if c == skipped:
+            continue
+        r = candidates[c]
+        row, push = state.rows[r], weight * gradients[c]
+        if hyper.optimizer == SGD:
+            step = number(size) * push
+            for f in range(d):
+                row[f] -= step * x[f]
+        else:
+            for f in range(d):
+                scratch[f] = push * x[f]
+            has_momenta = hyper.optimizer >= ADAM
+            momenta = state.momenta[r] if has_momenta else row
+            move(hyper, row, momenta, state.squares[r], scratch, size)
+        if hyper.unit_norm:
+            _normalise(row)
+
+
+@inner_kernel
+def _move_one(hyper, state, r, gradient, size, is_entity):
+    row = state.rows[r]
+    momenta = state.momenta[r] if hyper.optimizer >= ADAM else row
+    squares = state.squares[r] if hyper.optimizer >= ADAGRAD else row
+    move(hyper, row, momenta, squares, gradient, size)
+    if hyper.unit_norm and is_entity:
+        _normalise(row)
+
+
+@inner_kernel
+def _prepare(hyper, state, r, time, first, sizes, root):
+    """Bring a row of dense Adam to the time before a step."""
+    catch_up(
+        hyper, state.rows[r], state.momenta[r], state.squares[r], state.clocks[r], time, first,
+        sizes, root,
+    )  # fmt: skip
+    state.clocks[r] = time
+
+
+@inner_kernel
+def _copy(source, target):
+    for f in range(target.shape[0]):
+        target[f] = source[f]
+
+
+@inner_kernel
+def _log_one_state(log, entry, place, state, r, hyper):
+    if hyper.optimizer >= ADAGRAD:
+        _copy(state.squares[r], log.squares[entry, place])
+    if hyper.optimizer >= ADAM:
+        _copy(state.momenta[r], log.momenta[entry, place])
+    if hyper.optimizer == DENSE_ADAM:
+        log.clocks[entry, place] = state.clocks[r]
+
+
+@inner_kernel
+def _log_state(log, t, side, sides, state, subject, relation, candidates, counts, hyper):
+    """Log the candidates of a step and what the optimizer holds before it, before catching up."""
+    if log.slots[t] < 0:
+        return
+    entry, m = log.slots[t] * sides + side, candidates.shape[0]
+    log.n_candidates[entry] = m
+    for c in range(m):
+        log.candidates[entry, c] = candidates[c]
+        log.counts[entry, c] = counts[c]
+    if hyper.optimizer == SGD:
+        return
+    _log_one_state(log, entry, 0, state, subject, hyper)
+    _log_one_state(log, entry, 1, state, relation, hyper)
+    for c in range(m):
+        _log_one_state(log, entry, 2 + c, state, candidates[c], hyper)
+
+
+@inner_kernel
+def _log_rows(log, t, side, sides, rows, subject, relation, candidates):
+    """Log the rows that a step reads."""
+    if log.slots[t] < 0:
+        return
+    entry = log.slots[t] * sides + side
+    _copy(rows[subject], log.rows[entry, 0])
+    _copy(rows[relation], log.rows[entry, 1])
+    for c in range(candidates.shape[0]):
+        _copy(rows[candidates[c]], log.rows[entry, 2 + c])
+
+
+@inner_kernel
+def _record(record, credit, hyper, state, t, slot, r, gradient, before, size):
+    """Add to a record what the step did to row r."""
+    changes, row = record.changes[t, slot], state.rows[r]
+    if credit == UPDATE or hyper.optimizer <= ADAGRAD:
+        for f in range(row.shape[0]):
+            changes[f] += row[f] - before[f]
+        return
+    number = row.dtype.type
+    squares = state.squares[r]
+    for f in range(row.shape[0]):
+        changes[f] -= number(size) * gradient[f] / (np.sqrt(squares[f]) + number(hyper.epsilon))
+
+
+@kernel
+def graph_epoch(
+    state, graph, examples, sampler, hyper, epoch, start, stop, record=None, credit=0, log=None
+):
+    """Run visits `start` to `stop` of an epoch, in place.
+
+    Parameters
+    ----------
+    state : RowState
+        At the beginning of visit `start`; dense Adam's rows are settled where an epoch begins
+        and where it ends (``stop == n``).
+    graph : Graph
+    examples : TripleExamples
+    sampler : GraphSampler
+    hyper : GraphHyper
+    epoch, start, stop : int
+    record : TripleRecord or None
+        Row changes of every triple are added to it.
+    credit : int
+        What they are: 0 the actual change of the rows in the triple's own steps, 1 its
+        gradient times the optimizer's scaling. The same but for Adam.
+    log : GraphLog or None
+        What the steps of visits with a slot saw is written to it.
+
+    Returns
+    -------
+    total : float
+        Sum of the weighted losses of the steps.
+    broken : int
+        The first step whose loss is not finite, and none was taken from there on; else -1.
+    """
+    n, d = examples.heads.shape[0], state.rows.shape[1]
+    n_entities, sides = graph.n_entities, hyper.sides
+    most = n_entities if sampler.n_negatives < 0 else sampler.n_negatives + 1
+    number = state.rows.dtype.type
+    first = epoch * n * sides
+    sizes = step_sizes(hyper, first, stop * sides)
+    candidates_at, counts_at = np.empty(most, np.int32), np.empty(most, state.rows.dtype)
+    scores_at, gradients_at = np.empty_like(counts_at), np.empty_like(counts_at)
+    marks, places = np.full(n_entities, -1, np.int64), np.empty(n_entities, np.int64)
+    x, v, scratch = (
+        np.empty_like(state.rows[0]),
+        np.empty_like(state.rows[0]),
+        np.empty(d, state.rows.dtype),
+    )
+    parts, before = np.zeros((3, d), state.rows.dtype), np.empty((3, d), state.rows.dtype)
+    own = np.zeros(2, state.rows.dtype)
+    dense = hyper.optimizer == DENSE_ADAM
+    total = 0.0
+    for t in range(start, stop):
+        weight = examples.weights[t]
+        if weight == 0:
+            continue
+        for side in range(sides):
+            time = first + t * sides + side  # steps before this one
+            subject, relation, flip, answer = question(graph, examples, t, side)
+            m, place = take_candidates(
+                n_entities, sampler, epoch, side, examples.ids[t], subject, answer, time, marks,
+                places, candidates_at, counts_at,
+            )  # fmt: skip
+            candidates, counts = candidates_at[:m], counts_at[:m]
+            scores, gradients = scores_at[:m], gradients_at[:m]
+            if log is not None:
+                _log_state(log, t, side, sides, state, subject, relation, candidates, counts, hyper)
+            if dense:
+                _prepare(hyper, state, subject, time, first, sizes, scratch)
+                _prepare(hyper, state, relation, time, first, sizes, scratch)
+                for c in range(m):
+                    _prepare(hyper, state, candidates[c], time, first, sizes, scratch)
+            if log is not None:
+                _log_rows(log, t, side, sides, state.rows, subject, relation, candidates)
+            compose(graph.complex, flip, state.rows[subject], state.rows[relation], x)
+            _scores(x, state.rows, candidates, scores)
+            loss = link_gradients(hyper.loss, scores, counts, gradients)
+            if not np.isfinite(loss):
+                return total, time
+            total += weight * loss
+            _pull(state.rows, candidates, gradients, v)
+            own[0] = gradients[place] if place >= 0 else number(0)
+            own[1] = gradients[0]
+            _row_gradients(
+                graph, hyper, state.rows, subject, relation, flip, answer, own, x, v, parts
+            )
+            size = sizes[time - first + 1]
+            if record is not None:
+                before[0] = state.rows[subject]
+                before[1] = state.rows[relation]
+                before[2] = state.rows[answer]
+            if weight != 1:
+                for part in range(3):
+                    _scale(parts[part], weight)
+            _move_candidates(hyper, state, candidates, gradients, place, weight, size, x, scratch)
+            _move_one(hyper, state, subject, parts[0], size, True)
+            _move_one(hyper, state, relation, parts[1], size, False)
+            if answer != subject:
+                _move_one(hyper, state, answer, parts[2], size, True)
+            if dense:
+                state.clocks[subject] = time + 1
+                state.clocks[relation] = time + 1
+                for c in range(m):
+                    state.clocks[candidates[c]] = time + 1
+            if record is not None:
+                head = examples.heads[t]
+                reciprocal = side == 1 and graph.reciprocal
+                _record(
+                    record, credit, hyper, state, t, 0 if subject == head else 1, subject,
+                    parts[0], before[0], size,
+                )  # fmt: skip
+                _record(
+                    record, credit, hyper, state, t, 3 if reciprocal else 2, relation, parts[1],
+                    before[1], size,
+                )  # fmt: skip
+                if answer != subject:
+                    _record(
+                        record, credit, hyper, state, t, 0 if answer == head else 1, answer,
+                        parts[2], before[2], size,
+                    )  # fmt: skip
+    if dense and stop == n:
+        if log is not None:
+            log.settled.rows[:] = state.rows
+            log.settled.momenta[:] = state.momenta
+            log.settled.squares[:] = state.squares
+            log.settled.clocks[:] = state.clocks
+        settle(state, hyper, first + n * sides, first, sizes)
+    return total, -1
