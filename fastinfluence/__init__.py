@@ -17,7 +17,7 @@ from fastinfluence.attribution import (  # noqa: E402
     Replay,
     objectives,
 )
-from fastinfluence.data import Interactions, datasets, read_interactions  # noqa: E402
+from fastinfluence.data import Interactions, Triples, datasets, read_interactions  # noqa: E402
 from fastinfluence.errors import FastInfluenceError  # noqa: E402
 from fastinfluence.models import MatrixFactorization, load  # noqa: E402
 from fastinfluence.training import Trajectory  # noqa: E402
@@ -33,6 +33,7 @@ __all__ = [
     "MatrixFactorization",
     "Replay",
     "Trajectory",
+    "Triples",
     "datasets",
     "errors",
     "evaluation",

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.errors import DataError, UnknownIdError
+from fastinfluence.errors import DataError, UnknownIdError, plural
 
-__all__ = ["Codes", "IdMap", "Ids", "as_ids", "encode", "freeze"]
+__all__ = ["Codes", "IdMap", "Ids", "as_ids", "encode", "encode_together", "freeze"]
 
 Codes: TypeAlias = npt.NDArray[np.int32]
 Ids: TypeAlias = npt.NDArray[Any]  # int64 or str
@@ -82,18 +82,47 @@ def encode(
     Without `ids` the distinct raw ids in sorted order are the map, so that it does not depend
     on the order of the rows. With `ids`, `raw` holds codes already.
     """
-    name = f"{kind}s"
-    given = as_ids(raw, name)
-    if given.dtype.kind == "i":
-        _refuse(given < 0, given, name, "is negative: integer ids start at 0")
-    if ids is None:
-        codes, distinct = _factorize(given)
-        return freeze(codes), IdMap.build(kind, distinct, labels)
-    id_map = IdMap.build(kind, ids, labels)
-    if given.dtype.kind != "i":
-        raise DataError(f"{name} must be codes, positions in {kind}_ids, when {kind}_ids is given")
-    _refuse(given >= len(id_map), given, name, f"is no position in {kind}_ids ({len(id_map)} ids)")
-    return freeze(given.astype(np.int32)), id_map
+    name = plural(kind)
+    codes, id_map = encode_together([{name: raw}], kind, ids, labels)
+    return codes[name], id_map
+
+
+def encode_together(
+    groups: Sequence[Mapping[str, object]], kind: str, ids: object = None, labels: object = None
+) -> tuple[dict[str, Codes], IdMap]:
+    """Codes of several columns of raw ids over one map.
+
+    Parameters
+    ----------
+    groups : sequence of mappings
+        Columns (n,) by the names that error messages call them. The map holds the ids of the
+        first group in sorted order, and behind them those that only later groups hold.
+    kind, ids, labels
+        As in `encode`.
+
+    Returns
+    -------
+    dict of (n,) int32, IdMap
+        Codes by column name, read-only.
+    """
+    given = [{name: _not_negative(raw, name) for name, raw in group.items()} for group in groups]
+    columns = {name: column for group in given for name, column in group.items()}
+    if ids is not None:
+        id_map = IdMap.build(kind, ids, labels)
+        return {name: _as_codes(column, name, id_map) for name, column in columns.items()}, id_map
+    _refuse_two_types(columns, kind)
+    first, *later = (np.concatenate(list(group.values())) for group in given)
+    codes, distinct = _factorize(first)
+    if later:
+        rest = np.concatenate(later)
+        unseen = rest[IdMap(kind, distinct)._find(rest) < 0]
+        if unseen.size:
+            distinct = np.concatenate([distinct, _factorize(unseen)[1]])
+    id_map = IdMap.build(kind, distinct, labels)
+    if later:
+        codes = np.concatenate([codes, id_map._find(rest)])
+    ends = np.cumsum([len(column) for column in columns.values()])[:-1]
+    return dict(zip(columns, map(freeze, np.split(codes, ends)), strict=True)), id_map
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,7 +148,7 @@ class IdMap:
         """Check ids and labels; labels are a sequence in code order or a mapping by raw id."""
         known = as_ids(ids, f"{kind}_ids")
         if len(known) > MAX_CODES:
-            raise DataError(f"{len(known):,} {kind}s are more than int32 codes can number")
+            raise DataError(f"{len(known):,} {plural(kind)} are more than int32 codes can number")
         if not _ascending(known):
             values, counts = np.unique(known, return_counts=True)
             if counts.max() > 1:
@@ -140,7 +169,7 @@ class IdMap:
             known ones listed.
         """
         scalar = isinstance(raw, str | Integral) or np.ndim(cast(Any, raw)) == 0
-        wanted = as_ids([raw] if scalar else raw, f"{self.kind}s")
+        wanted = as_ids([raw] if scalar else raw, plural(self.kind))
         if wanted.size == 0:
             return np.empty(0, np.int32)
         if wanted.dtype.kind != self.ids.dtype.kind:
@@ -207,6 +236,31 @@ class IdMap:
             alike = [lower for lower in candidates if lower[:1] == text[:1]][:_MAX_COMPARED]
             candidates = {lower: candidates[lower] for lower in alike}
         return [repr(candidates[m]) for m in difflib.get_close_matches(text, candidates, n=3)]
+
+
+def _not_negative(raw: object, name: str) -> Ids:
+    given = as_ids(raw, name)
+    if given.dtype.kind == "i":
+        _refuse(given < 0, given, name, "is negative: integer ids start at 0")
+    return given
+
+
+def _as_codes(given: Ids, name: str, id_map: IdMap) -> Codes:
+    held = f"{id_map.kind}_ids"
+    if given.dtype.kind != "i":
+        raise DataError(f"{name} must be codes, positions in {held}, when {held} is given")
+    _refuse(given >= len(id_map), given, name, f"is no position in {held} ({len(id_map)} ids)")
+    return freeze(given.astype(np.int32))
+
+
+def _refuse_two_types(columns: Mapping[str, Ids], kind: str) -> None:
+    """Raise a DataError where one column holds integers, another strings."""
+    held = {column.dtype.kind: name for name, column in columns.items() if column.size}
+    if len(held) > 1:
+        raise DataError(
+            f"{held['i']} are integers but {held['U']} are strings: {plural(kind)} must be all "
+            "integers or all strings"
+        )
 
 
 def _as_array(raw: object, name: str) -> npt.NDArray[Any]:
@@ -286,7 +340,7 @@ def _aligned_labels(kind: str, ids: Ids, labels: object) -> npt.NDArray[np.str_]
     array = np.asarray(labels, dtype=np.str_)
     if array.shape != ids.shape:
         raise DataError(
-            f"{kind}_labels has shape {array.shape}, but there are {len(ids)} {kind}s: "
+            f"{kind}_labels has shape {array.shape}, but there are {len(ids)} {plural(kind)}: "
             f"give one label for each of {kind}_ids, or a mapping from raw id to label"
         )
     return freeze(array.copy())

@@ -6,39 +6,34 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.data.display import as_html, as_text
+from fastinfluence.data.display import show_interactions
+from fastinfluence.data.grouping import Grouping, group
 from fastinfluence.data.ids import MAX_CODES, Codes, IdMap, Ids, encode, freeze
-from fastinfluence.data.rows import as_values, checked_codes, last_of_each, repeated, sum_of_each
+from fastinfluence.data.npz import write_npz
+from fastinfluence.data.rows import (
+    as_values,
+    check_policy,
+    checked_codes,
+    last_of_each,
+    repeated,
+    selected,
+    sum_of_each,
+)
 from fastinfluence.data.tables import Column, interaction_columns, table_columns
 from fastinfluence.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-__all__ = ["Duplicates", "Grouping", "Interactions"]
+__all__ = ["Duplicates", "Interactions"]
 
 Duplicates: TypeAlias = Literal["error", "last", "sum", "keep"]
 Rng: TypeAlias = int | np.random.Generator | None
-
-
-class Grouping(NamedTuple):
-    """Training indices grouped by a code: group g is ``order[pointers[g]:pointers[g + 1]]``.
-
-    Attributes
-    ----------
-    pointers : (n_groups + 1,) int64
-    order : (n,) int64
-        Ascending inside a group.
-    """
-
-    pointers: npt.NDArray[np.int64]
-    order: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +101,7 @@ class Interactions:
             Empty or mismatched arrays, a missing or negative id, a value that is NaN or
             infinite, a repeated pair.
         """
-        _check_policy(duplicates)
+        check_policy(duplicates, get_args(Duplicates))
         user_codes, user_map = encode(users, "user", user_ids, user_labels)
         item_codes, item_map = encode(items, "item", item_ids, item_labels)
         n = len(user_codes)
@@ -258,12 +253,12 @@ class Interactions:
     @cached_property
     def by_user(self) -> Grouping:
         """Training indices grouped by user; built once, in O(n)."""
-        return _group(self.users, self.n_users)
+        return group(self.users, self.n_users)
 
     @cached_property
     def by_item(self) -> Grouping:
         """Training indices grouped by item; built once, in O(n)."""
-        return _group(self.items, self.n_items)
+        return group(self.items, self.n_items)
 
     @cached_property
     def by_pair(self) -> npt.NDArray[np.int64]:
@@ -272,23 +267,13 @@ class Interactions:
         A user's stretch is bounded by ``by_user.pointers``, and the items in it ascend, so
         that one bisection tells whether a pair was trained on.
         """
-        return _group(self.users, self.n_users, self.by_item.order).order
+        return group(self.users, self.n_users, self.by_item.order).order
 
     # ---------------------------------------------------------------- parts of the data
 
     def select(self, rows: object) -> Interactions:
         """The rows of a boolean mask (n,) or of training indices, over the same id maps."""
-        index = np.asarray(rows)
-        if index.dtype == bool:
-            if index.shape != self.users.shape:
-                raise DataError(f"the mask has shape {index.shape}, the data {len(self):,} rows")
-            index = np.flatnonzero(index)
-        if index.size == 0:
-            raise DataError("the selection is empty: at least one row must be chosen")
-        if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise DataError("select takes a boolean mask or a list of training indices")
-        if index.min() < 0 or index.max() >= len(self):
-            raise DataError(f"training indices go from 0 to {len(self) - 1:,}")
+        index = selected(rows, len(self))
         return self._with_rows(index, self.values[index], self.has_values)
 
     def split(self, fraction: float, rng: Rng = None) -> tuple[Interactions, Interactions]:
@@ -339,16 +324,7 @@ class Interactions:
 
     def to_npz(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.npz`` file, whole or not at all; `read_interactions` reads it back."""
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ParameterError(f"{path.name} must end in .npz")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **cast("dict[str, Any]", self.arrays()))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_npz(path, self.arrays())
 
     def to_csr(self) -> csr_matrix:
         """scipy CSR (n_users, n_items) float32, columns ascending; repeated pairs stay apart."""
@@ -359,10 +335,10 @@ class Interactions:
         return csr_matrix((self.values[order], self.items[order], self.by_user.pointers), shape)
 
     def __repr__(self) -> str:
-        return as_text(self)
+        return show_interactions(self).text()
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return show_interactions(self).html()
 
     # ---------------------------------------------------------------- inner
 
@@ -392,16 +368,3 @@ class Interactions:
         users = freeze(self.users[index])
         items = freeze(self.items[index])
         return Interactions(users, items, freeze(values), has_values, self.user_map, self.item_map)
-
-
-def _group(codes: Codes, n_groups: int, order: npt.NDArray[np.int64] | None = None) -> Grouping:
-    from fastinfluence.kernels.cpu.grouping import count_sort  # numba: not at import
-
-    pointers, order = count_sort(codes, n_groups, order)
-    return Grouping(freeze(pointers), freeze(order))
-
-
-def _check_policy(duplicates: str) -> None:
-    policies = get_args(Duplicates)
-    if duplicates not in policies:
-        raise ParameterError(f"duplicates={duplicates!r} is none of {', '.join(policies)}")

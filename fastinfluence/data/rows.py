@@ -1,16 +1,26 @@
-"""Values of rows, and rows that repeat a pair."""
+"""Values of rows, rows chosen, and rows that repeat others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.data.ids import Codes, freeze
-from fastinfluence.errors import DataError
+from fastinfluence.errors import DataError, ParameterError
 
-__all__ = ["as_values", "checked_codes", "last_of_each", "repeated", "sum_of_each"]
+__all__ = [
+    "as_values",
+    "check_policy",
+    "checked_codes",
+    "first_of_each",
+    "last_of_each",
+    "repeated",
+    "selected",
+    "sum_of_each",
+]
 
 
 def as_values(values: object, n: int) -> npt.NDArray[np.float32]:
@@ -47,11 +57,42 @@ def checked_codes(array: npt.NDArray[Any], name: str, n: int) -> Codes:
     return freeze(array.view())
 
 
-def repeated(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether each row of two key columns, sorted by both, repeats the row before it."""
-    repeats = np.zeros(len(first), bool)
-    repeats[1:] = (first[1:] == first[:-1]) & (second[1:] == second[:-1])
+def selected(rows: object, n: int) -> npt.NDArray[np.integer[Any]]:
+    """Training indices (m,) out of a boolean mask (n,) or a list of them; none is an error."""
+    index = np.asarray(rows)
+    if index.dtype == bool:
+        if index.shape != (n,):
+            raise DataError(f"the mask has shape {index.shape}, the data {n:,} rows")
+        index = np.flatnonzero(index)
+    if index.size == 0:
+        raise DataError("the selection is empty: at least one row must be chosen")
+    if index.ndim != 1 or index.dtype.kind not in "iu":
+        raise DataError("select takes a boolean mask or a list of training indices")
+    if index.min() < 0 or index.max() >= n:
+        raise DataError(f"training indices go from 0 to {n - 1:,}")
+    return index
+
+
+def check_policy(duplicates: str, policies: Sequence[str]) -> None:
+    """Refuse a word for what to do with repeated rows that is none of `policies`."""
+    if duplicates not in policies:
+        raise ParameterError(f"duplicates={duplicates!r} is none of {', '.join(policies)}")
+
+
+def repeated(*columns: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each row of some key columns, sorted by them all, repeats the row before it."""
+    repeats = np.zeros(len(columns[0]), bool)
+    repeats[1:] = True
+    for column in columns:
+        repeats[1:] &= column[1:] == column[:-1]
     return repeats
+
+
+def first_of_each(
+    order: npt.NDArray[np.int64], repeats: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """The first index of every run of repeats in `order`, ascending."""
+    return np.sort(order[~repeats])
 
 
 def last_of_each(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from fastinfluence.errors import DataError, MissingExtraError
 
-__all__ = ["Column", "interaction_columns", "positions", "table_columns"]
+__all__ = ["Column", "interaction_columns", "positions", "table_columns", "triple_columns"]
 
 Column: TypeAlias = str | int
 
@@ -82,6 +82,21 @@ def interaction_columns(
         return list(range(len(names)))
     raise DataError(
         "say which columns hold users and items (user=..., item=..., and value=... for ratings); "
+        + _existing(names)
+    )
+
+
+def triple_columns(
+    names: Sequence[Any], head: Column | None, relation: Column | None, tail: Column | None
+) -> list[int]:
+    """Positions of the head, relation and tail column."""
+    if head is not None and relation is not None and tail is not None:
+        return positions(names, [head, relation, tail])
+    if head is relation is tail is None and len(names) == 3:
+        return [0, 1, 2]
+    told = "" if len(names) == 3 else f"of {len(names)} columns "
+    raise DataError(
+        f"say which {told}hold heads, relations and tails (head=..., relation=..., tail=...); "
         + _existing(names)
     )
 
