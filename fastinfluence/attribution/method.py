@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,7 @@ from fastinfluence.attribution.objectives import Objective
 from fastinfluence.attribution.quantities import Quantity
 from fastinfluence.attribution.sets import explain_set
 from fastinfluence.errors import ParameterError
-from fastinfluence.kernels.structures import Tables
-from fastinfluence.models.base import trajectory_of
+from fastinfluence.models.base import Model, trajectory_of
 from fastinfluence.models.matrix_factorization import MatrixFactorization
 
 if TYPE_CHECKING:
@@ -29,9 +28,13 @@ Codes = npt.NDArray[np.int32]
 class Attribution(ABC):
     """A way to say what every training example did to a prediction of a model.
 
+    A method has one class for users and items, and a variant of it for every other kind of
+    model (``class GradientRollback(..., pairs.GradientRollback, of=KnowledgeGraphModel)``):
+    calling the former makes the one that fits the model.
+
     Parameters
     ----------
-    model : MatrixFactorization
+    model : Model
         Fitted.
     n_threads : int, optional
         All processors by default; it never changes a result.
@@ -40,23 +43,36 @@ class Attribution(ABC):
 
     name: str
     units: Literal["effect", "rank"]
+    explains: ClassVar[type[Model]] = MatrixFactorization
 
+    _variants: ClassVar[dict[type[Model], type[Attribution]]] = {}
     _options: dict[str, Any]
 
     explain_set = explain_set
     counterfactual = counterfactual
 
+    def __init_subclass__(cls, *, of: type[Model] | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if of is None:
+            cls._variants = {}
+        else:
+            method = next(base for base in cls.__mro__[1:] if "name" in vars(base))
+            method._variants[of] = cls
+            cls.explains = of
+
     def __new__(cls, model: object = None, **options: Any) -> Self:
-        """Keep the options, to make the same method of another model."""
-        method = super().__new__(cls)
+        """Make the variant for this kind of model; keep the options, to make it of another one."""
+        variants = cls._variants.items()
+        variant: Any = next((v for kind, v in variants if isinstance(model, kind)), cls)
+        method: Self = super().__new__(variant)
         method._options = options
         return method
 
-    def __init__(
-        self, model: MatrixFactorization, *, n_threads: int | None = None, device: str = "auto"
-    ) -> None:
-        if not isinstance(model, MatrixFactorization):
-            raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
+    def __init__(self, model: Any, *, n_threads: int | None = None, device: str = "auto") -> None:
+        if not isinstance(model, self.explains):
+            raise ParameterError(
+                f"a {self.explains.__name__} is needed, not {type(model).__name__}"
+            )
         trajectory_of(model, "explaining it")
         dispatch.choose(device)
         self.model = model
@@ -69,14 +85,14 @@ class Attribution(ABC):
     ) -> csr_array | npt.NDArray[np.floating[Any]]:
         """Influence (n_queries, n_train) of every training example on every query."""
 
-    def on(self, model: MatrixFactorization, queries: Any = None) -> Self:
+    def on(self, model: Any, queries: Any = None) -> Self:
         """Make the same method, with the same options, of another model.
 
         Parameters
         ----------
-        model : MatrixFactorization
-            Fitted.
-        queries : pairs as for `explain`, optional
+        model : Model
+            Fitted, of the same kind.
+        queries : as for `explain`, optional
             Only these will be asked about: rows that they do not need are left out where that
             is faster.
         """
@@ -89,7 +105,7 @@ class Attribution(ABC):
         return f"{type(self).__name__}({self.model!r})"
 
     @property
-    def _parameters(self) -> tuple[Tables, float]:
+    def _parameters(self) -> tuple[Any, float]:
         return self.model.trajectory_.end.tables, self.model.global_mean_
 
     def _bind(self, objective: Objective) -> Quantity:
