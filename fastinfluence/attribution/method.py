@@ -56,7 +56,7 @@ class Attribution(ABC):
         if of is None:
             cls._variants = {}
         else:
-            method = next(base for base in cls.__mro__[1:] if "name" in vars(base))
+            method: Any = next(base for base in cls.__mro__[1:] if "name" in vars(base))
             method._variants[of] = cls
             cls.explains = of
 
@@ -75,7 +75,7 @@ class Attribution(ABC):
             )
         trajectory_of(model, "explaining it")
         dispatch.choose(device)
-        self.model = model
+        self.model: Any = model
         self.data = model.data_
         self._n_threads = dispatch.thread_count(n_threads)
 

@@ -276,7 +276,7 @@ class Replay(Attribution):
                 f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
                 "memory_budget"
             )
-        return (self._budget - log) // size
+        return int((self._budget - log) // size)
 
 
 class _Block(NamedTuple):

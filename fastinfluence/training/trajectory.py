@@ -198,7 +198,7 @@ class Trajectory:
 
     def visits(self) -> npt.NDArray[np.int64]:
         """(n,) int64: the visit of every training example, the inverse of the order."""
-        order = self.program.order
+        order: npt.NDArray[np.int64] = self.program.order
         visits = np.empty_like(order)
         visits[order] = np.arange(len(order))
         return visits
