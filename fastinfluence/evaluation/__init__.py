@@ -8,6 +8,11 @@ from fastinfluence.evaluation.groups import (
     deletion_curve,
     subset_removal,
 )
+from fastinfluence.evaluation.link_prediction import (
+    LinkPrediction,
+    RelationTable,
+    link_prediction,
+)
 from fastinfluence.evaluation.metrics import (
     auc,
     bootstrap_interval,
@@ -33,6 +38,8 @@ __all__ = [
     "Comparison",
     "DeletionCurve",
     "DeletionEffect",
+    "LinkPrediction",
+    "RelationTable",
     "SeedTruth",
     "SubsetRemoval",
     "Truth",
@@ -46,6 +53,7 @@ __all__ = [
     "leave_one_out",
     "leave_out",
     "linear_datamodeling_score",
+    "link_prediction",
     "multi_seed",
     "noise_ceiling",
     "noisy_example_auc",
