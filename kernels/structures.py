@@ -26,6 +26,7 @@ __all__ = [
     "Log",
     "Queries",
     "Record",
+    "RowAdjoint",
     "RowState",
     "Sampler",
     "Side",
@@ -236,6 +237,14 @@ class TripleRecord(NamedTuple):
     """Row changes added up per triple, in the order of visits."""
 
     changes: Array  # (n, S, d): rows of head, tail, relation, its reciprocal
+
+
+class RowAdjoint(NamedTuple):
+    """Derivatives of a block of quantities by rows and optimizer state, one quantity a lane."""
+
+    rows: Array  # (n_rows, d, LANES)
+    momenta: Array  # (n_rows, d, LANES) or (0, d, LANES)
+    squares: Array  # (n_rows, d, LANES) or (0, d, LANES)
 
 
 class GraphLog(NamedTuple):

@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from .lanes import I64, LANES, Lanes, broadcast, emit_prefetch, is_matrix, is_vector, vectors
 
-__all__ = ["add_lanes", "adjoint_dots", "move_adjoints", "set_lanes"]
+__all__ = ["add_lanes", "adjoint_dots", "dot_lanes", "move_adjoints", "pull_adjoints", "set_lanes"]
 
 
 def _coordinates(builder: ir.IRBuilder, k: ir.Value, body: Callable[[ir.Value, int], None]) -> None:
@@ -201,4 +201,83 @@ def move_adjoints(
         target, base, user, item, p, q, bends, number, number, number, number, bits, bits,
         next_user, next_item,
     )  # fmt: skip
+    return signature, codegen
+
+
+@intrinsic
+def dot_lanes(typing_context: Any, row: Any, adjoint: Any, out: Any) -> Any:
+    """``out[:] = row . adjoint``: (d,) and (d, LANES) to (LANES,)."""
+    if not is_matrix(adjoint) or not is_vector(row, out):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        row, d = lanes.array(signature.args[0], args[0])
+        adjoint, out = (lanes.array(signature.args[n], args[n])[0] for n in (1, 2))
+        sums = [lanes.accumulator() for _ in range(2)]
+        for cell in sums:
+            builder.store(lanes.zero, cell)
+
+        def body(f: ir.Value, n: int) -> None:
+            x = broadcast(builder, builder.load(builder.gep(row, [f])))
+            u = lanes.load(adjoint, builder.mul(f, I64(LANES)))
+            builder.store(lanes.fma(x, u, builder.load(sums[n])), sums[n])
+
+        _coordinates(builder, d, body)
+        lanes.store(builder.fadd(*(builder.load(cell) for cell in sums)), out, I64(0))
+        return context.get_dummy_value()
+
+    return types.void(row, adjoint, out), codegen
+
+
+@intrinsic
+def pull_adjoints(
+    typing_context: Any,
+    target: Any,
+    pulled: Any,
+    adjoint: Any,
+    turned: Any,
+    x: Any,
+    row: Any,
+    bends: Any,
+    slope: Any,
+    factor: Any,
+    weight: Any,
+) -> Any:
+    """Take a candidate's adjoint through a step, lane by lane.
+
+    For all coordinates f, with `target` and `adjoint` (d, LANES) as they are before::
+
+        pulled[f] += bends * row[f] + factor * adjoint[f]
+        target[f] += weight * (bends * x[f] + slope * turned[f])
+
+    `adjoint` may be `target`.
+    """
+    if not is_matrix(target, pulled, adjoint, turned) or not is_vector(x, row, bends):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[4].dtype)
+        target, pulled, adjoint, turned, x, row, bends = (
+            lanes.array(signature.args[n], args[n])[0] for n in range(7)
+        )
+        d = lanes.array(signature.args[4], args[4])[1]
+        slope, factor, weight = (broadcast(builder, args[n]) for n in (7, 8, 9))
+        bends = lanes.load(bends, I64(0))
+        push, turn = builder.fmul(weight, bends), builder.fmul(weight, slope)
+
+        def body(f: ir.Value, _: int) -> None:
+            at = builder.mul(f, I64(LANES))
+            a, b = (broadcast(builder, builder.load(builder.gep(r, [f]))) for r in (x, row))
+            old, u = lanes.load(adjoint, at), lanes.load(target, at)
+            moved = lanes.fma(turn, lanes.load(turned, at), u)
+            lanes.store(lanes.fma(push, a, moved), target, at)
+            total = lanes.fma(factor, old, lanes.load(pulled, at))
+            lanes.store(lanes.fma(bends, b, total), pulled, at)
+
+        _coordinates(builder, d, body)
+        return context.get_dummy_value()
+
+    number = x.dtype
+    signature = types.void(target, pulled, adjoint, turned, x, row, bends, number, number, number)
     return signature, codegen
