@@ -15,9 +15,10 @@ from fastinfluence.evaluation.display import number, text_table
 from fastinfluence.kernels.structures import Exclusions, Links
 from fastinfluence.models.base import trajectory_of
 from fastinfluence.models.knowledge_graph import KnowledgeGraphModel
-from fastinfluence.models.link_scores import count_ranks, pack_entities
+from fastinfluence.models.link_scores import Counts, count_ranks, pack_entities
 from fastinfluence.progress import progress
 from fastinfluence.storage import tables
+from fastinfluence.training import Trajectory
 
 __all__ = ["LinkPrediction", "RelationTable", "link_prediction"]
 
@@ -272,34 +273,50 @@ def link_prediction(
     rank-based evaluation of entity alignment or link prediction methods, 2020).
     """
     _check(model, predict, batch_size)
-    threads = dispatch.thread_count(n_threads)
-    step = batch_size or _QUESTIONS_AT_ONCE
-    data: Triples = model.data_
-    asked = _resolve(data, triples)
-    rows, sides = trajectory_of(model, "evaluating it").end.tables, _SIDES[predict]
+    trajectory = trajectory_of(model, "evaluating it")
+    asked, sides = _resolve(trajectory.data, triples), _SIDES[predict]
     codes = asked.heads, asked.relations, asked.tails
     questions = {side: model.links(*codes, predict=side) for side in sides}
-    packed = pack_entities(model.graph_, rows, threads)
-    greater = np.empty((len(asked), len(sides)), np.int64)
-    ties = np.empty_like(greater)
-    with progress(greater.size, description="ranking", show=show_progress, unit="question") as bar:
-        for place, side in enumerate(sides):
-            for start in range(0, len(asked), step):
-                block = slice(start, min(start + step, len(asked)))
-                links = Links(*(column[block] for column in questions[side]))
-                known = _known(data, asked, block, side) if filtered else None
-                greater[block, place], ties[block, place] = count_ranks(
-                    model.graph_, rows, packed, links, excluded=known, n_threads=threads
-                )
-                bar.update(block.stop - start)
+    counts = _count(trajectory, asked, questions, filtered, n_threads, batch_size, show_progress)
+    greater, ties = (np.stack(columns, axis=1) for columns in zip(*counts, strict=True))
     return LinkPrediction(
         triples=asked,
         sides=sides,
         ranks=1.0 + greater + 0.5 * ties,
         ties=ties,
-        unseen=_unseen(data, asked),
+        unseen=_unseen(trajectory.data, asked),
         filtered=filtered,
     )
+
+
+def _count(
+    trajectory: Trajectory,
+    asked: Triples,
+    questions: dict[Side, Links],
+    filtered: bool,
+    n_threads: int | None,
+    batch_size: int | None,
+    show_progress: bool | None,
+) -> list[Counts]:
+    """Counts of every side, in the order of `questions`."""
+    data, graph, rows = trajectory.data, trajectory.program.graph, trajectory.end.tables
+    threads, step = dispatch.thread_count(n_threads), batch_size or _QUESTIONS_AT_ONCE
+    packed = pack_entities(graph, rows, threads)
+    total = len(asked) * len(questions)
+    sides = []
+    with progress(total, description="ranking", show=show_progress, unit="question") as bar:
+        for side, links in questions.items():
+            blocks = []
+            for start in range(0, len(asked), step):
+                block = slice(start, min(start + step, len(asked)))
+                some = Links(*(column[block] for column in links))
+                known = _known(data, asked, block, side) if filtered else None
+                blocks.append(
+                    count_ranks(graph, rows, packed, some, excluded=known, n_threads=threads)
+                )
+                bar.update(block.stop - start)
+            sides.append(Counts(*map(np.concatenate, zip(*blocks, strict=True))))
+    return sides
 
 
 def _short(name: str) -> str:

@@ -100,7 +100,7 @@ def test_as_many_answers_as_are_left_and_no_more():
     excluded = Exclusions(np.array([0, 0]), np.array([0, 39]), np.arange(39, dtype=np.int32))
     codes, _ = top_entities(graph, tables, links, 1, excluded=excluded)
     assert codes[1].tolist() == [39]
-    with pytest.raises(ParameterError, match="k=2 is more than the 1 entities left .* question 1"):
+    with pytest.raises(ParameterError, match=r"k=2 is more than the 1 entities left .* question 1"):
         top_entities(graph, tables, links, 2, excluded=excluded)
     with pytest.raises(ParameterError, match="k must be an integer >= 1, not 0"):
         top_entities(graph, tables, links, 0)
