@@ -17,7 +17,13 @@ from fastinfluence.attribution import (  # noqa: E402
     Replay,
     objectives,
 )
-from fastinfluence.data import Interactions, Triples, datasets, read_interactions  # noqa: E402
+from fastinfluence.data import (  # noqa: E402
+    Interactions,
+    Triples,
+    datasets,
+    read_interactions,
+    read_triples,
+)
 from fastinfluence.errors import FastInfluenceError  # noqa: E402
 from fastinfluence.models import MatrixFactorization, load  # noqa: E402
 from fastinfluence.training import Trajectory  # noqa: E402
@@ -41,4 +47,5 @@ __all__ = [
     "load",
     "objectives",
     "read_interactions",
+    "read_triples",
 ]

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.errors import DataError, UnknownIdError, plural
 
-__all__ = ["Codes", "IdMap", "Ids", "as_ids", "encode", "encode_together", "freeze"]
+__all__ = ["Coded", "Codes", "IdMap", "Ids", "as_ids", "encode", "encode_together", "freeze"]
 
 Codes: TypeAlias = npt.NDArray[np.int32]
 Ids: TypeAlias = npt.NDArray[Any]  # int64 or str
@@ -23,6 +23,19 @@ MAX_CODES = np.iinfo(np.int32).max
 
 # Beyond this difflib would take longer than a person waits for an error message.
 _MAX_COMPARED = 20_000
+
+_MISSING = "is missing: an id cannot be empty"
+
+
+class Coded(NamedTuple):
+    """A column of names by its distinct ones: row i holds ``ids[codes[i]]``.
+
+    The names of a knowledge graph are long and few: as an array of strings, every row as wide
+    as the longest name, they would take many times the memory.
+    """
+
+    codes: Codes
+    ids: Ids
 
 
 def freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -67,7 +80,7 @@ def as_ids(raw: object, name: str) -> Ids:
     if kind == "f":
         return _whole_numbers(array, name)
     if kind == "U":
-        _refuse(array == "", array, name, "is missing: an id cannot be empty")
+        _refuse(array == "", array, name, _MISSING)
         return array
     if kind in "OT":
         return _from_objects(array.tolist(), name)
@@ -95,8 +108,9 @@ def encode_together(
     Parameters
     ----------
     groups : sequence of mappings
-        Columns (n,) by the names that error messages call them. The map holds the ids of the
-        first group in sorted order, and behind them those that only later groups hold.
+        Columns (n,), raw or `Coded`, by the names that error messages call them. The map holds
+        the ids of the first group in sorted order, and behind them those that only later
+        groups hold.
     kind, ids, labels
         As in `encode`.
 
@@ -105,24 +119,22 @@ def encode_together(
     dict of (n,) int32, IdMap
         Codes by column name, read-only.
     """
-    given = [{name: _not_negative(raw, name) for name, raw in group.items()} for group in groups]
-    columns = {name: column for group in given for name, column in group.items()}
     if ids is not None:
         id_map = IdMap.build(kind, ids, labels)
-        return {name: _as_codes(column, name, id_map) for name, column in columns.items()}, id_map
+        raw_columns = {name: raw for group in groups for name, raw in group.items()}
+        return {name: _as_codes(raw, name, id_map) for name, raw in raw_columns.items()}, id_map
+    coded = [{name: _coded(raw, name) for name, raw in group.items()} for group in groups]
+    columns = {name: column for group in coded for name, column in group.items()}
     _refuse_two_types(columns, kind)
-    first, *later = (np.concatenate(list(group.values())) for group in given)
-    codes, distinct = _factorize(first)
+    known, *later = ([column.ids for column in group.values()] for group in coded)
+    distinct = _distinct(known)
     if later:
-        rest = np.concatenate(later)
+        rest = _distinct([ids for group in later for ids in group])
         unseen = rest[IdMap(kind, distinct)._find(rest) < 0]
-        if unseen.size:
-            distinct = np.concatenate([distinct, _factorize(unseen)[1]])
+        distinct = np.concatenate([distinct, unseen]) if unseen.size else distinct
     id_map = IdMap.build(kind, distinct, labels)
-    if later:
-        codes = np.concatenate([codes, id_map._find(rest)])
-    ends = np.cumsum([len(column) for column in columns.values()])[:-1]
-    return dict(zip(columns, map(freeze, np.split(codes, ends)), strict=True)), id_map
+    codes = {name: id_map._find(held)[rows] for name, (rows, held) in columns.items()}
+    return {name: freeze(column) for name, column in codes.items()}, id_map
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,6 +216,8 @@ class IdMap:
 
     def _find(self, wanted: Ids) -> Codes:
         """Codes of ids of the right type, -1 for unknown ones."""
+        if wanted.size == 0 or len(self) == 0:
+            return np.full(len(wanted), -1, np.int32)
         if wanted.dtype.kind == "U":
             get = self._position.get
             return np.fromiter((get(raw, -1) for raw in wanted.tolist()), np.int32, len(wanted))
@@ -238,6 +252,16 @@ class IdMap:
         return [repr(candidates[m]) for m in difflib.get_close_matches(text, candidates, n=3)]
 
 
+def _coded(raw: object, name: str) -> Coded:
+    if not isinstance(raw, Coded):
+        return Coded(*_factorize(_not_negative(raw, name)))
+    missing = raw.ids == ""
+    if missing.any():
+        cells = np.where(missing, "", "?")[raw.codes]
+        _refuse(cells == "", cells, name, _MISSING)
+    return raw
+
+
 def _not_negative(raw: object, name: str) -> Ids:
     given = as_ids(raw, name)
     if given.dtype.kind == "i":
@@ -245,17 +269,21 @@ def _not_negative(raw: object, name: str) -> Ids:
     return given
 
 
-def _as_codes(given: Ids, name: str, id_map: IdMap) -> Codes:
-    held = f"{id_map.kind}_ids"
+def _as_codes(raw: object, name: str, id_map: IdMap) -> Codes:
+    given, held = _not_negative(raw, name), f"{id_map.kind}_ids"
     if given.dtype.kind != "i":
         raise DataError(f"{name} must be codes, positions in {held}, when {held} is given")
     _refuse(given >= len(id_map), given, name, f"is no position in {held} ({len(id_map)} ids)")
     return freeze(given.astype(np.int32))
 
 
-def _refuse_two_types(columns: Mapping[str, Ids], kind: str) -> None:
+def _distinct(columns: list[Ids]) -> Ids:
+    return _factorize(np.concatenate([ids for ids in columns if ids.size] or columns))[1]
+
+
+def _refuse_two_types(columns: Mapping[str, Coded], kind: str) -> None:
     """Raise a DataError where one column holds integers, another strings."""
-    held = {column.dtype.kind: name for name, column in columns.items() if column.size}
+    held = {column.ids.dtype.kind: name for name, column in columns.items() if len(column.ids)}
     if len(held) > 1:
         raise DataError(
             f"{held['i']} are integers but {held['U']} are strings: {plural(kind)} must be all "

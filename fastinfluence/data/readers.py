@@ -6,8 +6,9 @@ import gzip
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -19,7 +20,15 @@ from fastinfluence.data.tables import Column, interaction_columns, positions
 from fastinfluence.data.text import Choose, read_text
 from fastinfluence.errors import DataError, MissingExtraError
 
-__all__ = ["read_interactions", "read_table"]
+__all__ = [
+    "Source",
+    "as_source",
+    "naming",
+    "read_columns",
+    "read_interactions",
+    "read_table",
+    "saved_parts",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Source: TypeAlias = str | os.PathLike[str] | zipfile.Path
@@ -60,16 +69,20 @@ def read_interactions(
     MissingExtraError
         A Parquet file without pyarrow.
     """
-    source = _as_source(path)
+    source = as_source(path)
     by_name = any(isinstance(column, str) for column in (user, item, value))
 
     def choose(names: Sequence[str]) -> list[int]:
         return interaction_columns(names, user, item, value)
 
-    with _naming(source):
-        if user is item is value is None and (parts := _saved_parts(source)) is not None:
+    with naming(source):
+        if (
+            user is item is value is None
+            and (parts := saved_parts(source, "user_ids", "item_ids")) is not None
+        ):
             return Interactions.from_parts(parts)
-        table = _read(source, choose, by_name=by_name, sep=sep, header=header, encoding="utf-8")
+        parse = partial(read_text, by_name=by_name, sep=sep, header=header, encoding="utf-8")
+        table = read_columns(source, choose, parse)
         return Interactions.from_arrays(*table.values(), duplicates=duplicates)
 
 
@@ -100,22 +113,24 @@ def read_table(
     DataError, MissingExtraError
         As in `read_interactions`.
     """
-    source = _as_source(path)
+    source = as_source(path)
 
     def choose(names: Sequence[str]) -> list[int]:
         return list(range(len(names))) if columns is None else positions(names, columns)
 
     by_name = columns is not None and any(isinstance(column, str) for column in columns)
-    with _naming(source):
-        return _read(source, choose, by_name=by_name, sep=sep, header=header, encoding=encoding)
+    parse = partial(read_text, by_name=by_name, sep=sep, header=header, encoding=encoding)
+    with naming(source):
+        return read_columns(source, choose, parse)
 
 
-def _as_source(path: Source) -> Path | zipfile.Path:
+def as_source(path: Source) -> Path | zipfile.Path:
+    """A path to a file, or to one inside a zip."""
     return path if isinstance(path, zipfile.Path) else Path(path)
 
 
 @contextmanager
-def _naming(source: Path | zipfile.Path) -> Iterator[None]:
+def naming(source: Path | zipfile.Path) -> Iterator[None]:
     """Turn what can go wrong with a file into a DataError that names it."""
     try:
         yield
@@ -131,15 +146,11 @@ def _naming(source: Path | zipfile.Path) -> Iterator[None]:
         raise DataError(f"{source}: cannot be read ({error.strerror or error})") from error
 
 
-def _read(
-    source: Path | zipfile.Path,
-    choose: Choose,
-    *,
-    by_name: bool,
-    sep: str | None,
-    header: bool | None,
-    encoding: str,
-) -> dict[str, Array]:
+def read_columns(
+    source: Path | zipfile.Path, choose: Choose, parse: Callable[[Any, Choose], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Read the columns that `choose` picks from the names; `parse` does so for a text file."""
+
     def choose_distinct(names: Sequence[str]) -> list[int]:
         chosen = choose(names)
         held = [names[j] for j in chosen]
@@ -154,14 +165,7 @@ def _read(
         if source.suffix == ".npz":
             return _read_npz(raw, choose_distinct)
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
-        return read_text(
-            gzip.open(raw) if packed else raw,
-            choose_distinct,
-            by_name=by_name,
-            sep=sep,
-            header=header,
-            encoding=encoding,
-        )
+        return dict(parse(gzip.open(raw) if packed else raw, choose_distinct))
 
 
 def _read_parquet(source: Path | zipfile.Path, choose: Choose) -> dict[str, Array]:
@@ -186,14 +190,13 @@ def _read_npz(raw: IO[bytes], choose: Choose) -> dict[str, Array]:
     return {names[j]: _plain(_load(file, names[j])) for j in choose(names)}
 
 
-def _saved_parts(source: Path | zipfile.Path) -> dict[str, Array] | None:
-    """The arrays of an NPZ written by `Interactions.to_npz`, or None for any other file."""
+def saved_parts(source: Path | zipfile.Path, *needed: str) -> dict[str, Array] | None:
+    """The arrays of an NPZ written by ``to_npz``, told by some it must hold; None for any other."""
     if source.suffix != ".npz":
         return None
     with source.open("rb") as raw:
         file = _open_npz(raw)
-        saved = {"users", "items", "user_ids", "item_ids"} <= set(file)
-        return {name: _load(file, name) for name in file} if saved else None
+        return {name: _load(file, name) for name in file} if set(needed) <= set(file) else None
 
 
 def _open_npz(raw: IO[bytes]) -> Mapping[str, Array]:

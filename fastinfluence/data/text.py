@@ -11,24 +11,27 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence.data.ids import Coded
 from fastinfluence.errors import DataError
 
-__all__ = ["Choose", "read_text"]
+__all__ = ["Choose", "read_names", "read_text"]
 
 Array: TypeAlias = npt.NDArray[Any]
+T = TypeVar("T")
 Choose: TypeAlias = Callable[[Sequence[str]], list[int]]
 
 BLOCK = 1 << 20
 SEPARATORS = ("\t", "::", ",", ";", "|")
 QUOTING = (",", ";")  # elsewhere a quotation mark is a character like any other
 _BOM = b"\xef\xbb\xbf"
-_STAND_IN = b"\x1f"  # one character for a separator of several
+_STAND_IN = b"\x1f"  # one character for a separator of several, or for what ends any cell
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,50 @@ def read_text(
 
     `stream` is a binary file with ``peek``: a buffered, gzip or zip one.
     """
+    has_header = partial(_has_header, header, by_name)
+    names, blocks = _read_cells(stream, choose, has_header, sep, encoding, _split_to_arrays)
+    parts = list(blocks)
+    return {name: _typed([columns[j] for columns in parts]) for j, name in enumerate(names)}
+
+
+def read_names(
+    stream: Any,
+    choose: Choose,
+    *,
+    by_name: bool,
+    sep: str | None,
+    header: bool | None,
+    is_header: Callable[[list[str]], bool],
+) -> dict[str, Coded]:
+    """Read columns of names: as `read_text`, but every cell stays the string it is written as.
+
+    `is_header` tells a header by the cells of the first line, where nothing else does.
+    """
+
+    def has_header(heads: list[list[str]]) -> bool:
+        told = _told_header(header, by_name)
+        return is_header(heads[0]) if told is None else told
+
+    names, blocks = _read_cells(stream, choose, has_header, sep, "utf-8", _split_to_lists)
+    coders = [_Coder() for _ in names]
+    for columns in blocks:
+        for coder, cells in zip(coders, columns, strict=True):
+            coder.add(cells)
+    return {name: coder.column() for name, coder in zip(names, coders, strict=True)}
+
+
+def _read_cells(
+    stream: Any,
+    choose: Choose,
+    has_header: Callable[[list[list[str]]], bool],
+    sep: str | None,
+    encoding: str,
+    split: Callable[[bytes, _Format, Sequence[int], int], list[T]],
+) -> tuple[list[str], Iterator[list[T]]]:
+    """Names of the columns that `choose` picks, and block after block of their cells.
+
+    `has_header` sees the cells of the first two lines; `split` makes the cells of a block.
+    """
     sep = sep or _guess_separator(stream.peek(BLOCK))
     blocks = _blocks(stream, quoting=sep in QUOTING)
     first = next(blocks, b"").removeprefix(_BOM)
@@ -78,19 +125,18 @@ def read_text(
     heads = list(islice(form.rows(first, line), 2))
     form = _Format(sep, encoding, len(heads[0][1]))
     names = [str(position) for position in range(form.n_columns)]
-    if _has_header(header, by_name, [row for _, row in heads]):
+    if has_header([row for _, row in heads]):
         last_line, names = heads[0]
         first = first.split(b"\n", last_line - line + 1)[-1]
         line = last_line + 1
     wanted = choose(names)
 
-    parts: list[list[Array]] = [[] for _ in wanted]
-    for block in chain([first] if first else [], blocks):
-        cells = _split_plain(block, form, wanted) or _split_any(block, form, wanted, line)
-        for part, column in zip(parts, cells, strict=True):
-            part.append(column)
-        line += block.count(b"\n")
-    return {names[j]: _typed(part) for j, part in zip(wanted, parts, strict=True)}
+    def cells(line: int) -> Iterator[list[T]]:
+        for block in chain([first] if first else [], blocks):
+            yield split(block, form, wanted, line)
+            line += block.count(b"\n")
+
+    return [names[j] for j in wanted], cells(line)
 
 
 def _blocks(stream: Any, *, quoting: bool) -> Iterator[bytes]:
@@ -112,12 +158,18 @@ def _guess_separator(beginning: bytes) -> str:
     return next((sep for sep in SEPARATORS if sep.encode() in line), ",")
 
 
-def _has_header(header: bool | None, by_name: bool, heads: list[list[str]]) -> bool:
-    """Whether the first line names the columns; told, or guessed from where numbers are."""
+def _told_header(header: bool | None, by_name: bool) -> bool | None:
+    """Whether the first line names the columns, as far as the caller says so."""
     if header is False and by_name:
         raise DataError("without a header columns can only be asked for by position (0, 1, ...)")
-    if header is not None or by_name:
-        return header is None or header
+    return True if by_name else header
+
+
+def _has_header(header: bool | None, by_name: bool, heads: list[list[str]]) -> bool:
+    """Whether the first line names the columns; told, or guessed from where numbers are."""
+    told = _told_header(header, by_name)
+    if told is not None:
+        return told
     if any(map(_is_number, heads[0])):
         return False
     if len(heads) > 1 and any(map(_is_number, heads[1])):
@@ -136,8 +188,31 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _split_plain(block: bytes, form: _Format, wanted: Sequence[int]) -> list[Array] | None:
-    """Columns as bytes arrays (n,), or None for a block that is not plain and regular."""
+def _split_to_arrays(block: bytes, form: _Format, wanted: Sequence[int], line: int) -> list[Array]:
+    """Columns as bytes arrays (n,), or str where a cell is not ASCII."""
+    plain = _plain_ends(block, form)
+    if plain is None:
+        return [_as_bytes(cells) for cells in _split_any(block, form, wanted, line)]
+    chars, ends = plain
+    starts = np.concatenate([[0], ends.ravel()[:-1] + 1]).reshape(ends.shape)
+    return [_gather(chars, starts[:, j], ends[:, j]) for j in wanted]
+
+
+def _split_to_lists(
+    block: bytes, form: _Format, wanted: Sequence[int], line: int
+) -> list[list[bytes]]:
+    """Columns as lists of UTF-8 cells."""
+    if _plain_ends(block, form) is None:
+        columns = _split_any(block, form, wanted, line)
+        return [[cell.encode() for cell in cells] for cells in columns]
+    cells = block.replace(form.sep.encode(), _STAND_IN).replace(b"\n", _STAND_IN).split(_STAND_IN)
+    return [cells[j : -1 : form.n_columns] for j in wanted]  # nothing is behind the last newline
+
+
+def _plain_ends(
+    block: bytes, form: _Format
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None:
+    """Characters of a block, and where its cells (n, n_columns) end; None if it is not plain."""
     sep = form.sep.encode()
     padded = (b"\n ", b" \n", sep + b" ", b" " + sep)  # the slow way strips these
     blank = block.startswith(b"\n") or b"\n\n" in block
@@ -155,8 +230,7 @@ def _split_plain(block: bytes, form: _Format, wanted: Sequence[int]) -> list[Arr
     is_newline = chars[ends] == ord("\n")
     if is_newline[:, :-1].any() or not is_newline[:, -1].all():
         return None
-    starts = np.concatenate([[0], cuts[:-1] + 1]).reshape(ends.shape)
-    return [_gather(chars, starts[:, j], ends[:, j]) for j in wanted]
+    return chars, ends
 
 
 def _gather(chars: npt.NDArray[np.uint8], starts: Array, ends: Array) -> Array:
@@ -167,8 +241,8 @@ def _gather(chars: npt.NDArray[np.uint8], starts: Array, ends: Array) -> Array:
     return cells.view(f"S{place.size}")[:, 0]
 
 
-def _split_any(block: bytes, form: _Format, wanted: Sequence[int], line: int) -> list[Array]:
-    """Columns as bytes arrays, or str where a cell is not ASCII."""
+def _split_any(block: bytes, form: _Format, wanted: Sequence[int], line: int) -> list[list[str]]:
+    """Columns of a block in the slow and general way."""
     rows = []
     for number, row in form.rows(block, line):
         if len(row) != form.n_columns:
@@ -176,7 +250,7 @@ def _split_any(block: bytes, form: _Format, wanted: Sequence[int], line: int) ->
                 f"line {number} has {len(row)} columns where the first line has {form.n_columns}"
             )
         rows.append(row)
-    return [_as_bytes([row[j] for row in rows]) for j in wanted]
+    return [[row[j] for row in rows] for j in wanted]
 
 
 def _as_bytes(cells: list[str]) -> Array:
@@ -184,6 +258,24 @@ def _as_bytes(cells: list[str]) -> Array:
         return np.array(cells, dtype=np.bytes_)
     except UnicodeEncodeError:
         return np.array(cells, dtype=np.str_)
+
+
+class _Coder:
+    """Gathers a column of names as `Coded`, distinct ones in the order of appearance."""
+
+    def __init__(self) -> None:
+        self._position: dict[bytes, int] = {}
+        self._codes = [np.empty(0, np.int32)]
+
+    def add(self, cells: list[bytes]) -> None:
+        position = self._position
+        for cell in cells:
+            position.setdefault(cell, len(position))
+        self._codes.append(np.fromiter(map(position.__getitem__, cells), np.int32, len(cells)))
+
+    def column(self) -> Coded:
+        names = [cell.decode() for cell in self._position]
+        return Coded(np.concatenate(self._codes), np.array(names, np.str_))
 
 
 def _typed(parts: list[Array]) -> Array:

@@ -224,10 +224,19 @@ plain = st.text("abz019.-+", max_size=6)
 def test_the_fast_way_splits_like_the_slow_way(rows, sep):
     block = "".join(sep.join(row) + "\n" for row in rows).encode()
     form = text._Format(sep, "utf-8", 3)
-    fast = text._split_plain(block, form, [2, 0])
+    assert text._plain_ends(block, form) is not None
+    arrays = text._split_to_arrays(block, form, [2, 0], 1)
+    lists = text._split_to_lists(block, form, [2, 0], 1)
     slow = text._split_any(block, form, [2, 0], 1)
-    for column, a, b in zip([2, 0], fast, slow, strict=True):
-        assert a.tolist() == b.tolist() == [row[column].encode() for row in rows]
+    for column, a, b, c in zip([2, 0], arrays, lists, slow, strict=True):
+        expected = [row[column] for row in rows]
+        assert c == expected
+        assert a.tolist() == b == [cell.encode() for cell in expected]
+
+
+def test_half_a_separator_may_end_a_line():
+    form = text._Format("::", "utf-8", 2)
+    assert text._split_to_lists(b"a::x:\nb::y\n", form, [0, 1], 1) == [[b"a", b"b"], [b"x:", b"y"]]
 
 
 def test_quotes_are_plain_characters_between_tabs(write):
