@@ -22,6 +22,7 @@ __all__ = [
     "ReplayMismatch",
     "RunDirectoryError",
     "UnknownIdError",
+    "UnseenWarning",
 ]
 
 
@@ -96,6 +97,10 @@ class UnknownIdError(FastInfluenceError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0])
+
+
+class UnseenWarning(UserWarning):
+    """A prediction about an entity or relation that no training example holds."""
 
 
 def plural(kind: str, count: int = 2) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.data.ids import freeze
-from fastinfluence.errors import DataError
+from fastinfluence.attribution.functions import call_function
 from fastinfluence.kernels.structures import Tables
 
 __all__ = [
@@ -82,23 +81,23 @@ class Quantity(ABC):
     """
 
     n: int
-    users: Codes | None
-    items: Codes | None
+    users: Codes | None = None
+    items: Codes | None = None
 
     def __len__(self) -> int:
         return self.n
 
     @abstractmethod
-    def values(self, tables: Tables, mean: float) -> Floats:
+    def values(self, tables: Any, mean: float) -> Floats:
         """phi (n,) float64."""
 
     @abstractmethod
-    def gradients(self, tables: Tables, mean: float) -> RowGradients:
-        """d phi / d parameters."""
+    def gradients(self, tables: Any, mean: float) -> Any:
+        """d phi / d parameters: `RowGradients`, or `RowVectors` of a model of triples."""
 
-    @abstractmethod
-    def pairs(self, tables: Tables, mean: float) -> PairWeights | None:
+    def pairs(self, tables: Any, mean: float) -> PairWeights | None:
         """d phi / d scores; None where phi is not a function of the scores of some pairs."""
+        return None
 
 
 class _OfScores(Quantity):
@@ -184,7 +183,7 @@ class Losses(_OfScores):
 class Average(Quantity):
     """phi = mean of all the phi of another quantity."""
 
-    n, users, items = 1, None, None
+    n = 1
 
     def __init__(self, inner: Quantity) -> None:
         self.inner = inner
@@ -195,7 +194,8 @@ class Average(Quantity):
 
     def gradients(self, tables: Tables, mean: float) -> RowGradients:
         """Those of the other quantity, divided by their number."""
-        found, n = self.inner.gradients(tables, mean), self.inner.n
+        found: RowGradients = self.inner.gradients(tables, mean)
+        n = self.inner.n
         return found._replace(
             user_queries=np.zeros_like(found.user_queries),
             user_rows=found.user_rows / n,
@@ -216,7 +216,7 @@ class Average(Quantity):
 class FunctionValue(Quantity):
     """phi = value of a function that also returns its gradient."""
 
-    n, users, items = 1, None, None
+    n = 1
 
     def __init__(self, function: Callable[[Parameters], tuple[Any, Any]]) -> None:
         self.function = function
@@ -233,19 +233,8 @@ class FunctionValue(Quantity):
         one_query = (np.zeros(len(codes), np.int64) for codes in (users, items))
         return RowGradients(next(one_query), users, user_rows, next(one_query), items, item_rows)
 
-    def pairs(self, tables: Tables, mean: float) -> None:
-        """Return None: nobody knows which scores the function reads."""
-        return
-
     def _call(self, tables: Tables, mean: float) -> tuple[float, Tables]:
-        # A function that wrote to the parameters would change the model it explains.
-        frozen = Tables(*(freeze(table.view()) for table in tables))
-        returned = self.function(Parameters(*frozen, float(mean)))
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise DataError(
-                f"the function must return (value, gradient), not {type(returned).__name__}"
-            )
-        return _checked_value(returned[0]), _checked_gradient(returned[1], tables)
+        return call_function(self.function, Parameters(*tables, float(mean)), tables)
 
 
 def _scores(tables: Tables, mean: float, users: Codes, items: Codes) -> Floats:
@@ -275,49 +264,3 @@ def _rows_with_any(factors: Array, biases: Array) -> tuple[Codes, Array]:
     """Codes (m,) and rows (m, k + 1) that are not all zero."""
     codes = np.flatnonzero(factors.any(axis=1) | (biases != 0))
     return codes.astype(np.int32), np.column_stack([factors[codes], biases[codes]])
-
-
-def _checked_value(value: Any) -> float:
-    try:
-        number = np.asarray(value, np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the function's value is not a number: {error}") from error
-    if number.ndim or not np.isfinite(number):
-        raise DataError(f"the function's value must be one finite number, not {value!r:.60}")
-    return float(number)
-
-
-def _checked_gradient(gradient: Any, tables: Tables) -> Tables:
-    """Return the gradient of every table, zeros where the function gave none."""
-    if not isinstance(gradient, Mapping):
-        raise DataError(
-            f"the function's gradient must map names of parameters to arrays, not be a "
-            f"{type(gradient).__name__}"
-        )
-    strange = [name for name in gradient if name not in Tables._fields]
-    if strange:
-        raise DataError(
-            f"the function's gradient has the key {strange[0]!r}: only "
-            f"{', '.join(Tables._fields)} are parameters"
-        )
-    zeros = Tables(*map(np.zeros_like, tables))
-    return zeros._replace(
-        **{
-            name: _checked_array(array, name, getattr(tables, name))
-            for name, array in gradient.items()
-        }
-    )
-
-
-def _checked_array(gradient: Any, name: str, table: Array) -> Array:
-    try:
-        with np.errstate(over="ignore"):  # found below, as an infinity
-            array = np.asarray(gradient).astype(table.dtype, casting="same_kind")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the gradient of {name} is not an array of numbers: {error}") from error
-    if array.shape != table.shape:
-        raise DataError(f"the gradient of {name} has shape {array.shape}, not {table.shape}")
-    bad = np.count_nonzero(~np.isfinite(array))
-    if bad:
-        raise DataError(f"the gradient of {name} has {bad:,} entries that are not finite")
-    return array
