@@ -270,7 +270,9 @@ def link_prediction(
     -----
     One question costs ``n_entities * d`` multiplications, and no matrix of scores exists.
     Ties count half, as in PyKEEN's realistic rank (Berrendorf et al., On the ambiguity of
-    rank-based evaluation of entity alignment or link prediction methods, 2020).
+    rank-based evaluation of entity alignment or link prediction methods, 2020). Where held-out
+    triples have strangers to the training data PyKEEN drops them, and the strangers as
+    candidates: ``seen_only()`` comes closest.
     """
     _check(model, predict, batch_size)
     trajectory = trajectory_of(model, "evaluating it")
