@@ -31,7 +31,7 @@ from .row_adjoints import catch_up_back, move_back
 from .row_optimizers import ADAGRAD, DENSE_ADAM, SGD, step_sizes
 from .simd import dot
 
-__all__ = ["replay_triples"]
+__all__ = ["replay_triples", "take_again"]
 
 
 @inner_kernel
@@ -144,15 +144,17 @@ class Scratch(NamedTuple):
 
 
 @inner_kernel
-def _take_again(is_complex, flip, loss, rows, counts, scratch):
+def take_again(
+    is_complex, flip, loss, rows, counts, x, pull, scores_at, gradients_at, curvatures_at
+):
     """Compute x, slopes, curvatures and pull of a step from the rows it saw."""
-    m, x, pull = counts.shape[0], scratch.x, scratch.pull
+    m = counts.shape[0]
     compose(is_complex, flip, rows[0], rows[1], x)
     for c in range(m):
-        scratch.scores[c] = dot(x, rows[2 + c])
-    gradients = scratch.gradients[:m]
-    link_gradients(loss, scratch.scores[:m], counts, gradients)
-    link_curvatures(loss, counts, gradients, scratch.curvatures[:m])
+        scores_at[c] = dot(x, rows[2 + c])
+    gradients = gradients_at[:m]
+    link_gradients(loss, scores_at[:m], counts, gradients)
+    link_curvatures(loss, counts, gradients, curvatures_at[:m])
     for f in range(x.shape[0]):
         pull[f] = 0
     for c in range(m):
@@ -363,7 +365,10 @@ def replay_triples(adjoint, graph, examples, log, hyper, epoch, start, stop, all
                     place = c
             asked = subject, relation, flip
             counts = log.counts[entry, :m]
-            _take_again(graph.complex, flip, hyper.loss, log.rows[entry], counts, scratch)
+            take_again(
+                graph.complex, flip, hyper.loss, log.rows[entry], counts, scratch.x,
+                scratch.pull, scratch.scores, scratch.gradients, scratch.curvatures,
+            )  # fmt: skip
             _gradients_back(
                 adjoint, graph, log, hyper, entry, asked, place, candidates, weight, time, size,
                 scratch, mine,
