@@ -132,7 +132,7 @@ class _OfScores(TripleQuantity):
             vectors[some, width] = found.subjects
             vectors[some, width + 1] = found.relations
         queries = np.repeat(np.arange(n), width + 2)
-        return RowVectors(queries, rows.ravel(), vectors.reshape(rows.size, -1))
+        return RowVectors(queries, rows.ravel(), vectors.reshape(rows.size, vectors.shape[2]))
 
     def total_gradient(self, tables: GraphTables, mean: float) -> Floats:
         """Sum (n_rows, d) float64 of the gradients of all queries."""
