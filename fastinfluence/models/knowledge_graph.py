@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,10 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.data import Triples
 from fastinfluence.errors import DataError, NotFittedError, ParameterError
-from fastinfluence.kernels.structures import Graph, GraphTables, Links
+from fastinfluence.kernels.structures import Exclusions, Graph, GraphTables, Links
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.base import Model, Parts
+from fastinfluence.models.link_scores import score_links, top_entities
 from fastinfluence.training import GraphProgram, GraphRecipe, GraphState, train
 from fastinfluence.training.program import check_weights
 from fastinfluence.training.recipe import seed_of
@@ -46,7 +48,7 @@ class KnowledgeGraphModel(Model):
         shuffle: bool = True,
         unit_norm: bool = False,
         init: str = "normal",
-        init_scale: float = 0.1,
+        init_scale: float = 0.4,
         dtype: str = "float32",
         rng: int | np.random.Generator | None = None,
         n_threads: int | None = None,
@@ -176,6 +178,96 @@ class KnowledgeGraphModel(Model):
         """
         return make_links(self.trajectory_.recipe, self.graph_, heads, relations, tails, predict)
 
+    def predict(
+        self, heads: Any, relations: Any, tails: Any, *, predict: str = "tail"
+    ) -> npt.NDArray[Any]:
+        """Scores (n,) of triples of raw ids.
+
+        Parameters
+        ----------
+        heads, relations, tails : (n,) array-like, or a single id for all
+        predict : {"tail", "head"}, default "tail"
+            Which end is asked for: with reciprocal relations a triple has two scores.
+
+        Raises
+        ------
+        UnknownIdError, ParameterError
+        """
+        tables, data = self._tables(), self.data_
+        codes = (
+            data.entity_index(heads),
+            data.relation_index(relations),
+            data.entity_index(tails),
+        )
+        try:
+            h, r, t = np.broadcast_arrays(*codes)
+        except ValueError as error:
+            lengths = ", ".join(f"{len(column):,}" for column in codes)
+            raise DataError(
+                f"heads, relations and tails of lengths {lengths} do not make triples"
+            ) from error
+        return score_links(self.graph_, tables, self.links(h, r, t, predict))
+
+    def predict_tails(
+        self, heads: Any, relations: Any, k: int = 10, *, exclude_known: bool = True
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Find the k best tails of each (head, relation).
+
+        Parameters
+        ----------
+        heads, relations : (n,) array-like of raw ids, or a single id for all
+        k : int, default 10
+        exclude_known : bool, default True
+            Leave out the tails that the training triples have.
+
+        Returns
+        -------
+        tails : (n, k)
+            Raw ids, the best first; ties by code.
+        scores : (n, k) float
+
+        Raises
+        ------
+        UnknownIdError
+        ParameterError
+            k < 1, or more than some question has candidates.
+        """
+        return self._best("tail", heads, relations, k, exclude_known)
+
+    def predict_heads(
+        self, relations: Any, tails: Any, k: int = 10, *, exclude_known: bool = True
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Find the k best heads of each (relation, tail), as `predict_tails` finds tails."""
+        return self._best("head", tails, relations, k, exclude_known)
+
+    def _best(
+        self,
+        predict: Literal["tail", "head"],
+        entities: Any,
+        relations: Any,
+        k: int,
+        exclude_known: bool,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        tables, data = self._tables(), self.data_
+        codes = data.entity_index(entities), data.relation_index(relations)
+        if len(codes[0]) != len(codes[1]) and 1 not in map(len, codes):
+            raise DataError(
+                f"{len(codes[0]):,} entities and {len(codes[1]):,} relations do not make questions"
+            )
+        e, r = np.broadcast_arrays(*codes)
+        excluded = None
+        if exclude_known:
+            trained = replace(data, validation=None, test=None)
+            answers = trained.known(predict).answers
+            excluded = Exclusions(*trained.answers(predict, e, r), answers)
+        # Either way the given entity is the question's subject; the answer is a placeholder.
+        heads, tails = (e, e[:1].repeat(len(e))) if predict == "tail" else (e[:1].repeat(len(e)), e)
+        found, scores = top_entities(
+            self.graph_, tables, self.links(heads, r, tails, predict), k, excluded=excluded,
+            n_threads=dispatch.thread_count(self.n_threads),
+        )  # fmt: skip
+        return data.entity_ids[found], scores
+
     def _tables(self) -> GraphTables:
         if not self.is_fitted:
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
@@ -199,7 +291,7 @@ def make_links(
     if predict.any() and recipe.reciprocal and recipe.sides == "tail":
         raise ParameterError(
             "the model was trained with sides='tail' and has no rows to predict heads with: "
-            "train it with sides='both', or with reciprocal=False"
+            "ask for predict='tail', or train it with sides='both' or reciprocal=False"
         )
     rows = graph.n_entities + relations
     if graph.reciprocal:
@@ -253,7 +345,7 @@ class DistMult(KnowledgeGraphModel):
         Bring the entity rows a step has moved back to length 1. Only Gradient Rollback with
         ``credit="update"`` can explain such a run.
     init : {"normal", "uniform"}, default "normal"
-    init_scale : float, default 0.1
+    init_scale : float, default 0.4
         Standard deviation, or bound of the uniform distribution.
     dtype : {"float32", "float64"}, default "float32"
     rng : int, numpy Generator or None, default None
