@@ -22,6 +22,8 @@ __all__ = [
     "GraphSampler",
     "GraphTables",
     "Hyper",
+    "Influences",
+    "LinkGroups",
     "Links",
     "Log",
     "Queries",
@@ -35,6 +37,7 @@ __all__ = [
     "Touches",
     "TripleExamples",
     "TripleRecord",
+    "TripleRows",
 ]
 
 Array = npt.NDArray[Any]
@@ -259,3 +262,37 @@ class GraphLog(NamedTuple):
     squares: Array  # as rows, or (0, ...): before the catch-up and the step
     clocks: Array  # (m, C + 2) int64, or (0, C + 2): before the catch-up
     settled: RowState  # dense Adam: momenta, squares, clocks before the epoch's end settles them
+
+
+class TripleRows(NamedTuple):
+    """What every triple changed in its rows, by training index, and where each row occurs."""
+
+    changes: Array  # (n, S, d): rows of head, tail, relation, its reciprocal; see TripleRecord
+    heads: Array  # (n,) int32
+    relations: Array  # (n,) int32, from 0
+    tails: Array  # (n,) int32
+    entity_pointers: Array  # (n_entities + 1,) int64
+    by_entity: Array  # int32: triples of each entity, in either place, ascending, each once
+    relation_pointers: Array  # (n_relations + 1,) int64
+    by_relation: Array  # (n,) int32: triples of each relation, ascending
+
+
+class LinkGroups(NamedTuple):
+    """Links that differ in nothing but the target, one group each, and the triples they touch."""
+
+    subjects: Array  # (n_groups,) int32 row
+    relations: Array  # (n_groups,) int32 row
+    flips: Array  # (n_groups,) bool
+    targets: Array  # (n_links,) int32 row, group after group
+    links: Array  # (n_links,) int64: number of the link
+    pointers: Array  # (n_groups + 1,) int64: bounds of each group's links
+    touched: Array  # int32: triples that move the group's subject or relation, ascending
+    touched_pointers: Array  # (n_groups + 1,) int64
+
+
+class Influences(NamedTuple):
+    """A sparse matrix of influences, row by row."""
+
+    pointers: Array  # (n_rows + 1,) int64
+    indices: Array  # (m,) int32: training indices, ascending in a row
+    values: Array  # (m,)

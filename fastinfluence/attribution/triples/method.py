@@ -1,0 +1,85 @@
+"""What every attribution method for models of triples is."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence.attribution.method import Attribution
+from fastinfluence.attribution.objectives import Objective
+from fastinfluence.attribution.triple_explanations import AMPLIFICATION_LIMIT, TripleExplanations
+from fastinfluence.errors import ChaosWarning, ParameterError
+
+__all__ = ["TripleAttribution", "refuse_unit_norm", "warn_of_chaos"]
+
+Array = npt.NDArray[Any]
+
+
+class TripleAttribution(Attribution):
+    """Attribution of a DistMult or ComplEx model; to be put before the method it is a variant of."""
+
+    def _check_named(self, quantity: Any, objective: Objective) -> None:
+        """Raise ParameterError unless the quantity is about triples."""
+        if quantity.heads is None:
+            raise ParameterError(
+                f"{type(objective).__name__} is not about triples, so there are no predictions to "
+                "explain: use influence()"
+            )
+
+    def _explained(
+        self,
+        quantity: Any,
+        top: tuple[Array, Array, Array],
+        proponents: bool,
+        **more: Any,
+    ) -> TripleExplanations:
+        """Explanations from the lists (train_index, influence, total_influence) of a quantity."""
+        train_index, influence, total_influence = top
+        return TripleExplanations(
+            heads=quantity.heads,
+            relations=quantity.relations,
+            tails=quantity.tails,
+            predict_head=quantity.predict_head,
+            prediction=quantity.values(*self._parameters),
+            train_index=train_index,
+            influence=influence,
+            total_influence=total_influence,
+            data=self.data,
+            method=self.name,
+            units=self.units,
+            proponents=proponents,
+            quantity=quantity.kind,
+            amplification=more.get("amplification"),
+        )
+
+
+def refuse_unit_norm(method: Attribution) -> None:
+    """Raise ParameterError where rows were brought back to length 1 after every step."""
+    if method.model.trajectory_.recipe.unit_norm:
+        raise ParameterError(
+            f"{type(method).__name__} follows steps along gradients, but with unit_norm=True "
+            "training also projected the rows: train with unit_norm=False, or use "
+            "GradientRollback(model, credit='update'), which takes back the changes as they were"
+        )
+
+
+def warn_of_chaos(amplification: Array, recipe: Any) -> None:
+    """Warn (ChaosWarning) where training amplified small changes beyond the limit."""
+    chaotic = np.count_nonzero(~(amplification <= AMPLIFICATION_LIMIT))
+    if not chaotic:
+        return
+    worst = float(np.max(np.nan_to_num(amplification, nan=np.inf)))
+    warnings.warn(
+        f"training amplifies small changes: {chaotic:,} of {len(amplification):,} "
+        f"{'query' if chaotic == 1 else 'queries'} depend{'s' if chaotic == 1 else ''} up to "
+        f"{worst:.1e} times as much on what the rows were early in training as on what they are "
+        f"at its end (limit {AMPLIFICATION_LIMIT:g}). A derivative says little about leaving a "
+        f"triple out of such a run. Lower learning_rate (now {recipe.learning_rate:g}), let it "
+        f"decline (learning_rate_decay='linear'; now {recipe.learning_rate_decay!r}), or raise "
+        f"regularization (now {recipe.regularization:g})",
+        ChaosWarning,
+        stacklevel=4,
+    )

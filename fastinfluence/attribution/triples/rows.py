@@ -1,0 +1,261 @@
+"""The row store of triples, and the influence on links that is read from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.data import Triples
+from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.structures import (
+    Graph,
+    GraphTables,
+    Influences,
+    LinkGroups,
+    Links,
+    TripleRows,
+)
+from fastinfluence.models.link_scores import pack_entities
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["LinkReadout", "store_changes"]
+
+Array = npt.NDArray[Any]
+Codes = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+Lists = tuple[Counts, Codes]  # bounds of each group, members
+
+_LISTS_AT_ONCE = 256  # united by a thread before it looks for more
+_PARTS_PER_THREAD = 4
+_PART = 2**18  # numbers that are worth a thread
+
+
+def store_changes(data: Triples, graph: Graph, changes: Array, n_threads: int = 1) -> TripleRows:
+    """Put changes of rows where the read-out finds them.
+
+    Parameters
+    ----------
+    data : Triples
+    graph : Graph
+    changes : (n, S, d) float32 or float64
+        By training index; the slots are those of a `TripleRecord`. Kept, not copied, where it
+        is C-contiguous.
+    n_threads : int
+
+    Raises
+    ------
+    ParameterError
+        The changes are not those of these triples under this kind of model.
+    """
+    expected = len(data), 4 if graph.reciprocal else 3
+    if changes.ndim != 3 or changes.shape[:2] != expected:
+        raise ParameterError(
+            f"changes of {expected[0]:,} triples in {expected[1]} rows each are needed, not an "
+            f"array of shape {changes.shape}"
+        )
+    entities = np.arange(data.n_entities, dtype=np.int32)
+    entity_pointers, by_entity = _unite(
+        (*_short(data.by_head), entities), (*_short(data.by_tail), entities), n_threads
+    )
+    return TripleRows(
+        np.ascontiguousarray(changes),
+        data.heads,
+        data.relations,
+        data.tails,
+        entity_pointers,
+        by_entity,
+        *_short(data.by_relation),
+    )
+
+
+class LinkReadout:
+    """Influence on links, by the changes of rows that are taken back.
+
+    Parameters
+    ----------
+    data : Triples
+    graph : Graph
+    tables : GraphTables
+        Of the model.
+    changes : (n, S, d)
+        As for `store_changes`, in the dtype of the tables.
+    n_threads : int
+        Of packing.
+    """
+
+    def __init__(
+        self, data: Triples, graph: Graph, tables: GraphTables, changes: Array, n_threads: int
+    ) -> None:
+        self.graph, self.tables = graph, GraphTables(np.ascontiguousarray(tables.rows))
+        changes = changes.astype(tables.rows.dtype, copy=False)
+        self.store = store_changes(data, graph, changes, n_threads)
+        self._packed = pack_entities(graph, self.tables, n_threads).rows
+
+    def degrees(self, links: Links) -> Counts:
+        """At most so many (n,) triples share an entity or the relation with each link."""
+        of_entity = np.diff(self.store.entity_pointers)
+        of_relation = np.diff(self.store.relation_pointers)
+        found = of_entity[links.subjects] + of_entity[links.targets]
+        found += of_relation[self._relation_codes(links.relations)]
+        degrees: Counts = np.minimum(found, len(self.store.heads))
+        return degrees
+
+    def influence(self, kind: str, links: Links, n_threads: int) -> csr_array:
+        """Influence (n, n_train) of the triples that share an entity or the relation with links.
+
+        The exact change of the score, the log-probability or the probability of a link's target
+        among all entities, when one triple's changes are taken back.
+
+        Parameters
+        ----------
+        kind : {"score", "log-probability", "probability"}
+        links : Links
+        n_threads : int
+        """
+        import scipy.sparse
+
+        kernels = dispatch.kernels("graph_readout")
+        code = {
+            "score": kernels.SCORE,
+            "log-probability": kernels.LOG_PROBABILITY,
+            "probability": kernels.PROBABILITY,
+        }[kind]
+        groups, group_of = self._group(links, n_threads)
+        pointers, indices = self._candidates(groups, group_of, links.targets, n_threads)
+        out = Influences(pointers, indices, np.empty(len(indices), self.tables.rows.dtype))
+        sizes = np.diff(groups.touched_pointers)
+        units = _units(sizes, kernels.TOGETHER)
+
+        def part(start: int, stop: int) -> None:
+            kernels.read_links(
+                code, self.graph, self.tables.rows, self._packed, self.store, groups, units,
+                start, stop, out,
+            )  # fmt: skip
+
+        work = units[:, 2] - units[:, 1] + 1.0
+        numbers = self.tables.rows.size if kind != "score" else self.tables.rows.shape[1]
+        n_parts = min(_PARTS_PER_THREAD * n_threads, 1 + int(work.sum()) * numbers // _PART)
+        dispatch.run_parts(part, dispatch.even_parts(work, n_parts), n_threads)
+        shape = len(links.targets), len(self.store.heads)
+        return scipy.sparse.csr_array((out.values, indices, pointers), shape=shape)
+
+    def self_influence(self, links: Links, n_threads: int) -> Array:
+        """Influence (n_train,) of every triple on the score of its own link, one for each."""
+        result = np.empty(len(self.store.heads), self.tables.rows.dtype)
+        kernel = dispatch.kernels("graph_readout").self_influence
+
+        def part(start: int, stop: int) -> None:
+            kernel(self.graph, self.tables.rows, self.store, links, start, stop, result)
+
+        dispatch.run_parts(part, dispatch.equal_parts(len(result), 4 * n_threads), n_threads)
+        return result
+
+    def linear(self, gradient: Array, triples: npt.NDArray[Any] | None = None) -> Array:
+        """Influence (m,) of triples, or of all, on something with a gradient: to first order.
+
+        Parameters
+        ----------
+        gradient : (n_rows, d)
+        triples : (m,) int, optional
+        """
+        store, graph = self.store, self.graph
+        chosen = np.arange(len(store.heads)) if triples is None else triples
+        result = np.zeros(len(chosen), self.tables.rows.dtype)
+        for start in range(0, len(chosen), 2**14):
+            some = chosen[start : start + 2**14]
+            relations = graph.n_entities + store.relations[some]
+            rows = [store.heads[some], store.tails[some], relations, relations + graph.n_relations]
+            for slot in range(store.changes.shape[1]):
+                products = gradient[rows[slot]] * store.changes[some, slot]
+                result[start : start + len(some)] += products.sum(axis=1)
+        return result
+
+    def candidates(self, links: Links, n_threads: int) -> Lists:
+        """Pointers (n + 1,) and training indices of the triples that share with each link."""
+        return self._candidates(*self._group(links, n_threads), links.targets, n_threads)
+
+    def _candidates(
+        self, groups: LinkGroups, group_of: Codes, targets: Codes, n_threads: int
+    ) -> Lists:
+        touched = groups.touched_pointers, groups.touched, group_of
+        own = self.store.entity_pointers, self.store.by_entity, targets
+        return _unite(touched, own, n_threads)
+
+    def _group(self, links: Links, n_threads: int) -> tuple[LinkGroups, Codes]:
+        """Bring links together that ask the same question; return the group (n,) of each, too."""
+        n_rows = len(self.tables.rows)
+        keys = (links.subjects.astype(np.int64) * n_rows + links.relations) * 2 + links.flips
+        _, first, group_of, sizes = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
+        order = np.argsort(group_of, kind="stable")
+        subjects, relations = links.subjects[first], links.relations[first]
+        touched_pointers, touched = _unite(
+            (self.store.entity_pointers, self.store.by_entity, subjects),
+            (
+                self.store.relation_pointers,
+                self.store.by_relation,
+                self._relation_codes(relations),
+            ),
+            n_threads,
+        )
+        groups = LinkGroups(
+            subjects,
+            relations,
+            links.flips[first],
+            links.targets[order],
+            order,
+            np.concatenate([[0], np.cumsum(sizes)]),
+            touched,
+            touched_pointers,
+        )
+        return groups, group_of.astype(np.int32)
+
+    def _relation_codes(self, rows: Codes) -> Codes:
+        codes = rows - np.int32(self.graph.n_entities)
+        return codes % np.int32(self.graph.n_relations)
+
+
+def _short(grouping: tuple[Counts, Counts]) -> Lists:
+    """A grouping with members in half the memory, which the kernels are compiled for."""
+    pointers, order = grouping
+    return pointers.copy(), order.astype(np.int32)
+
+
+def _unite(
+    first: tuple[Counts, Codes, Codes], second: tuple[Counts, Codes, Codes], n_threads: int
+) -> Lists:
+    """Unite two lists for each of n numbers: pointers (n + 1,), members ascending, each once.
+
+    Parameters
+    ----------
+    first, second : pointers, members, groups (n,)
+        Number i takes the members of group ``groups[i]``.
+    n_threads : int
+    """
+    kernels = dispatch.kernels("graph_readout")
+    n = len(first[2])
+    sizes = np.empty(n, np.int64)
+    bounds = range(0, n, _LISTS_AT_ONCE)
+    parts = [(start, min(start + _LISTS_AT_ONCE, n)) for start in bounds]
+    dispatch.run_parts(lambda *p: kernels.union_sizes(first, second, *p, sizes), parts, n_threads)
+    pointers = np.concatenate([[0], np.cumsum(sizes)])
+    members = np.empty(pointers[-1], np.int32)
+    dispatch.run_parts(
+        lambda *p: kernels.unions(first, second, *p, pointers, members), parts, n_threads
+    )
+    return pointers, members
+
+
+def _units(sizes: Counts, together: int) -> Counts:
+    """Cut lists into units (n_units, 3) of group, first and last + 1; one of an empty list."""
+    n_units = np.maximum(-(-sizes // together), 1)
+    groups = np.repeat(np.arange(len(sizes)), n_units)
+    starts = np.cumsum(n_units) - n_units
+    first = (np.arange(len(groups)) - starts[groups]) * together
+    return np.column_stack([groups, first, np.minimum(first + together, sizes[groups])])
