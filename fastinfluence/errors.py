@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastinfluence.training import Trajectory
 
 __all__ = [
+    "ChaosWarning",
     "DataError",
     "DivergenceError",
     "FastInfluenceError",
@@ -48,6 +49,10 @@ class RunDirectoryError(FastInfluenceError, OSError):
 
 class ReplayMismatch(FastInfluenceError, RuntimeError):
     """Replaying a Trajectory did not end in the parameters that training left."""
+
+
+class ChaosWarning(UserWarning):
+    """A training run that amplifies small changes: derivatives say little about retraining it."""
 
 
 class DivergenceError(FastInfluenceError, ArithmeticError):

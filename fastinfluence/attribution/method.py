@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution.counterfactuals import counterfactual
+from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.objectives import Objective
 from fastinfluence.attribution.quantities import Quantity
 from fastinfluence.attribution.sets import explain_set
@@ -108,8 +109,36 @@ class Attribution(ABC):
     def _parameters(self) -> tuple[Any, float]:
         return self.model.trajectory_.end.tables, self.model.global_mean_
 
-    def _bind(self, objective: Objective) -> Quantity:
-        return objective.bind(self.data, self.model.trajectory_.recipe)
+    def _bind(self, objective: Objective) -> Any:
+        """The quantity the objective is for this model, its own answers filled in."""
+        return objective.answered(self.model).bind(self.data, self.model.trajectory_.recipe)
+
+    def _check_named(self, quantity: Any, objective: Objective) -> None:
+        """Raise ParameterError unless the quantity is about predictions that can be named."""
+        main_pairs(quantity, objective)
+
+    def _explained(
+        self,
+        quantity: Any,
+        top: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
+        proponents: bool,
+        **more: Any,
+    ) -> Explanations:
+        """Explanations from the lists (train_index, influence, total_influence) of a quantity."""
+        train_index, influence, total_influence = top
+        return Explanations(
+            users=quantity.users,
+            items=quantity.items,
+            prediction=quantity.values(*self._parameters),
+            train_index=train_index,
+            influence=influence,
+            total_influence=total_influence,
+            data=self.data,
+            method=self.name,
+            units=self.units,
+            proponents=proponents,
+            **more,
+        )
 
 
 def main_pairs(quantity: Quantity, objective: Objective) -> tuple[Codes, Codes]:

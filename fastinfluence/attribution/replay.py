@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
 from fastinfluence.attribution.explanations import Explanations
-from fastinfluence.attribution.method import Attribution, check_result, main_pairs
+from fastinfluence.attribution.method import Attribution, check_result
 from fastinfluence.attribution.objectives import as_objective
-from fastinfluence.attribution.quantities import Quantity, RowGradients, Scores
+from fastinfluence.attribution.quantities import RowGradients, Scores
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES, Adjoint
@@ -164,23 +165,14 @@ class Replay(Attribution):
         readout.check_k(k)
         objective = as_objective(queries)
         quantity = self._bind(objective)
-        users, items = main_pairs(quantity, objective)
-        tops = [
-            top_of_rows(found, k, proponents) for _, found in self._walks(quantity, show_progress)
-        ]
+        self._check_named(quantity, objective)
+        tops, more = [], []
+        for _, found, facts in self._walks(quantity, show_progress):
+            tops.append(top_of_rows(found, k, proponents))
+            more.append(facts)
         indices, values, totals = map(np.concatenate, zip(*tops, strict=True))
-        return Explanations(
-            users=users,
-            items=items,
-            prediction=quantity.values(*self._parameters),
-            train_index=indices,
-            influence=values,
-            total_influence=totals,
-            data=self.data,
-            method=self.name,
-            units=self.units,
-            proponents=proponents,
-        )
+        facts = {name: np.concatenate([some[name] for some in more]) for name in more[0]}
+        return self._explained(quantity, (indices, values, totals), proponents, **facts)
 
     def influence(self, queries: Any, *, dense: bool = True) -> npt.NDArray[np.floating[Any]]:
         """Influence (n_queries, n_train) of every training example on every query.
@@ -205,7 +197,7 @@ class Replay(Attribution):
         shape = len(quantity), len(self.data)
         check_result(len(quantity), shape[0] * shape[1] * dtype.itemsize, self._budget)
         result = np.empty(shape, dtype)
-        for start, found in self._walks(quantity, None):
+        for start, found, _ in self._walks(quantity, None):
             result[start : start + len(found)] = found
         return result
 
@@ -229,38 +221,72 @@ class Replay(Attribution):
         examples = np.arange(n)
         if train_index is not None:
             examples = training_indices(train_index, n, "train_index")
-        quantity = Scores(self.data.users[examples], self.data.items[examples])
+        quantity = self._own(examples)
         result = np.empty(len(examples), self.model.trajectory_.program.dtype)
-        for start, found in self._walks(quantity, None):
+        for start, found, _ in self._walks(quantity, None):
             own = examples[start : start + len(found)]
             result[start : start + len(found)] = found[np.arange(len(found)), own]
         return result
 
+    def _own(self, examples: npt.NDArray[np.int64]) -> Any:
+        """The quantity that the training examples are about themselves."""
+        return Scores(self.data.users[examples], self.data.items[examples])
+
     # ---------------------------------------------------------------- walking back
 
-    def _walks(self, quantity: Quantity, show_progress: bool | None) -> Iterator[tuple[int, Array]]:
-        """Yield the influence (m, n_train) on the m <= 16 queries from a first one on."""
+    def _walks(
+        self, quantity: Any, show_progress: bool | None
+    ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
+        """Yield the influence (m, n_train) on the m <= 16 queries from a first one on.
+
+        With it what else is known of each of them, to be passed on to its explanation.
+        """
         trajectory = self.model.trajectory_
-        gradients = quantity.gradients(*self._parameters)
+        begin = self._beginning(quantity)
         visits, n = trajectory.visits(), len(quantity)
-        order, at_once = _order(trajectory), LANES * self._blocks_at_once()
+        at_once = LANES * self._blocks_at_once()
         for first in range(0, n, at_once):
             starts = range(first, min(first + at_once, n), LANES)
-            blocks = [_start(trajectory, gradients, start, self.hops) for start in starts]
+            blocks = [begin(start) for start in starts]
             stages = backward(
                 trajectory,
                 memory_budget=self._budget // 4,
-                only=_visits_of(trajectory, blocks) if self.hops else None,
+                only=self._visits_of(blocks) if self.hops else None,
                 n_threads=self._n_threads,
                 description=self.name,
                 show_progress=self._show_progress if show_progress is None else show_progress,
             )
             for stage in stages:
-                _step_back(trajectory, stage, order, blocks, self._n_threads)
-            found = [block.influence for block in blocks]
+                self._step_back(stage, blocks)
+            found = [(block.influence, self._facts(block)) for block in blocks]
             del blocks  # their adjoints are of no more use
-            for start, influence in zip(starts, found, strict=True):
-                yield start, _by_query(influence, visits, min(LANES, n - start))
+            for start, (influence, facts) in zip(starts, found, strict=True):
+                m = min(LANES, n - start)
+                yield (
+                    start,
+                    _by_query(influence, visits, m),
+                    {name: array[:m] for name, array in facts.items()},
+                )
+
+    def _beginning(self, quantity: Any) -> Callable[[int], Any]:
+        """Make the block of the queries from a first one on, behind the last step."""
+        trajectory = self.model.trajectory_
+        gradients = quantity.gradients(*self._parameters)
+        return lambda start: _start(trajectory, gradients, start, self.hops)
+
+    def _visits_of(self, blocks: list[Any]) -> npt.NDArray[np.bool_] | None:
+        return _visits_of(self.model.trajectory_, blocks)
+
+    def _step_back(self, stage: Stage, blocks: list[Any]) -> None:
+        _step_back(self.model.trajectory_, stage, self._order, blocks, self._n_threads)
+
+    def _facts(self, block: Any) -> dict[str, Array]:
+        """What is known of each lane's query besides its influence."""
+        return {}
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int32]:
+        return _order(self.model.trajectory_)
 
     def _blocks_at_once(self) -> int:
         program, data = self.model.trajectory_.program, self.data
@@ -268,15 +294,19 @@ class Replay(Attribution):
         rows = tables * (data.n_users + data.n_items)
         # Twice the influence: once more while it is brought into the order of the data.
         numbers = rows * (program.recipe.n_factors + 1) + 2 * len(data)
-        size = LANES * program.dtype.itemsize * numbers
-        log = min(len(data) * program.log_bytes, self._budget // 4)
+        return self._fitting(LANES * program.dtype.itemsize * numbers)
+
+    def _fitting(self, size: int) -> int:
+        """How many blocks of so many bytes fit the memory budget beside the log."""
+        log_bytes = len(self.data) * self.model.trajectory_.program.log_bytes
+        log = min(log_bytes, self._budget // 4)
         if size > self._budget - log:
             raise ParameterError(
                 f"{LANES} queries take {size / 2**20:,.0f} MiB beside the log of the steps, more "
                 f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
                 "memory_budget"
             )
-        return int((self._budget - log) // size)
+        return (self._budget - log) // size
 
 
 class _Block(NamedTuple):

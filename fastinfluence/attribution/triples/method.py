@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class TripleAttribution(Attribution):
-    """Attribution of a DistMult or ComplEx model; to be put before the method it is a variant of."""
+    """Attribution of a DistMult or ComplEx model; stands before the method it is a variant of."""
 
     def _check_named(self, quantity: Any, objective: Objective) -> None:
         """Raise ParameterError unless the quantity is about triples."""
