@@ -37,6 +37,12 @@ class Coded(NamedTuple):
     codes: Codes
     ids: Ids
 
+    @classmethod
+    def of(cls, codes: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> Coded:
+        """Names (n_names,) that rows hold by their position; those that no row holds go."""
+        used, ranks = np.unique(codes, return_inverse=True)
+        return cls(ranks.astype(np.int32), np.array(names, np.str_)[used])
+
 
 def freeze(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same array, marked read-only."""

@@ -80,15 +80,12 @@ def read_triples(
     by_name = any(isinstance(column, str) for column in (head, relation, tail))
     read = partial(_read, choose=choose, by_name=by_name, sep=sep, header=header)
     heads, relations, tails = read(source)
+    held_out = {
+        split: None if path is None else read(as_source(path))
+        for split, path in (("validation", validation), ("test", test))
+    }
     with naming(source):
-        return Triples.from_arrays(
-            heads,
-            relations,
-            tails,
-            validation=None if validation is None else read(as_source(validation)),
-            test=None if test is None else read(as_source(test)),
-            duplicates=duplicates,
-        )
+        return Triples.from_arrays(heads, relations, tails, **held_out, duplicates=duplicates)
 
 
 def _read(source: Path | zipfile.Path, choose: Choose, **options: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.data.display import show_triples
+from fastinfluence.data.graph_names import GraphNames
 from fastinfluence.data.grouping import Grouping, KeyedGrouping, group, group_by_pair, sort_rows
 from fastinfluence.data.ids import Codes, IdMap, Ids, freeze
 from fastinfluence.data.known import Known, known_answers
@@ -37,7 +38,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Triples:
+class Triples(GraphNames):
     """Training examples of a knowledge graph: (head, relation, tail) rows over two maps of ids.
 
     Immutable, and its arrays are read-only. Built by `from_arrays`, `from_table`,
@@ -209,57 +210,6 @@ class Triples:
     def __len__(self) -> int:
         return len(self.heads)
 
-    @property
-    def n_entities(self) -> int:
-        """Number of entities, those that no training triple holds included."""
-        return len(self.entity_map)
-
-    @property
-    def n_relations(self) -> int:
-        """Number of relations, those that no training triple holds included."""
-        return len(self.relation_map)
-
-    @property
-    def entity_ids(self) -> Ids:
-        """(n_entities,) int64 or str: raw ids by code."""
-        return self.entity_map.ids
-
-    @property
-    def relation_ids(self) -> Ids:
-        """(n_relations,) int64 or str: raw ids by code."""
-        return self.relation_map.ids
-
-    @property
-    def entity_labels(self) -> npt.NDArray[np.str_] | None:
-        """(n_entities,) str or None: names by code, empty where there is none."""
-        return self.entity_map.labels
-
-    @property
-    def relation_labels(self) -> npt.NDArray[np.str_] | None:
-        """(n_relations,) str or None: names by code, empty where there is none."""
-        return self.relation_map.labels
-
-    def entity_index(self, raw_ids: object) -> Codes:
-        """Codes (n,) int32 of raw entity ids, a scalar or (n,); UnknownIdError names strangers."""
-        return self.entity_map.index(raw_ids)
-
-    def relation_index(self, raw_ids: object) -> Codes:
-        """Codes (n,) int32 of raw relation ids, a scalar or (n,); as `entity_index`."""
-        return self.relation_map.index(raw_ids)
-
-    def entity_name(self, code: int) -> str:
-        """The entity's label, or the raw id where there is none."""
-        return self.entity_map.name(code)
-
-    def relation_name(self, code: int) -> str:
-        """The relation's label, or the raw id where there is none."""
-        return self.relation_map.name(code)
-
-    def name(self, head: int, relation: int, tail: int) -> str:
-        """A triple of codes for people to read: ``"brazil — exports3 → china"``."""
-        ends = self.entity_name(head), self.entity_name(tail)
-        return f"{ends[0]} — {self.relation_name(relation)} → {ends[1]}"
-
     def triple_name(self, index: int) -> str:
         """The training triple of a training index, as `name` writes it."""
         return self.name(int(self.heads[index]), int(self.relations[index]), int(self.tails[index]))
@@ -272,6 +222,27 @@ class Triples:
             "relation": self.relation_ids[self.relations[rows]],
             "tail": self.entity_ids[self.tails[rows]],
         }
+
+    def with_labels(self, entity_labels: object = None, relation_labels: object = None) -> Triples:
+        """The same triples with names for people, as `from_arrays` takes them; None: as before."""
+        entities, relations = self.entity_map, self.relation_map
+        if entity_labels is not None:
+            entities = IdMap.build("entity", entities.ids, entity_labels)
+        if relation_labels is not None:
+            relations = IdMap.build("relation", relations.ids, relation_labels)
+
+        def relabelled(split: Triples | None) -> Triples | None:
+            if split is None:
+                return None
+            return replace(split, entity_map=entities, relation_map=relations)
+
+        return replace(
+            self,
+            entity_map=entities,
+            relation_map=relations,
+            validation=relabelled(self.validation),
+            test=relabelled(self.test),
+        )
 
     # ---------------------------------------------------------------- splits and strangers
 
