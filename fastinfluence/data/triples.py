@@ -53,6 +53,21 @@ class Triples(GraphNames):
         Raw ids and labels by code. Entities that no training triple holds are in it too.
     validation, test : Triples or None
         Other triples over the same maps; they have no splits of their own.
+
+    Examples
+    --------
+    >>> import fastinfluence as fi
+    >>> data = fi.Triples.from_arrays(
+    ...     ["brazil", "china"], ["exports to", "trades with"], ["china", "usa"],
+    ...     test=[("chile", "exports to", "usa")],
+    ... )
+    >>> data
+    Triples: 2 triples, 4 entities, 2 relations, test 1
+      1 entity occurs only in test
+      brazil — exports to → china
+      china — trades with → usa
+    >>> data.entity_ids[data.unseen_entities].tolist()
+    ['chile']
     """
 
     heads: Codes
