@@ -99,6 +99,25 @@ class Quantity(ABC):
         """d phi / d scores; None where phi is not a function of the scores of some pairs."""
         return None
 
+    @property
+    def codes(self) -> dict[str, Array]:
+        """What each query is about, in columns (n,) of codes; none where nobody knows."""
+        if self.users is None or self.items is None:
+            return {}
+        return {"user": self.users, "item": self.items}
+
+    def columns(self, data: Any) -> dict[str, Array]:
+        """What each query is about, in columns (n,) of raw ids; none where nobody knows.
+
+        Parameters
+        ----------
+        data : Interactions or Triples
+            The training data.
+        """
+        if self.users is None or self.items is None:
+            return {}
+        return {"user": data.user_ids[self.users], "item": data.item_ids[self.items]}
+
 
 class _OfScores(Quantity):
     """A quantity that depends on the parameters through scores only, a main pair a query."""

@@ -55,6 +55,29 @@ class TripleQuantity(Quantity):
     links: Links | None = None
     over: Links | None = None
 
+    @property
+    def codes(self) -> dict[str, Array]:
+        """What each query is about, in columns (n,) of codes; none where nobody knows."""
+        columns = {
+            "head": self.heads,
+            "relation": self.relations,
+            "tail": self.tails,
+            "predict_head": self.predict_head,
+        }
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def columns(self, data: Triples) -> dict[str, Array]:
+        """What each query is about: raw ids (n,), and which end is asked for, "head" or "tail"."""
+        codes = self.codes
+        if not codes:
+            return {}
+        return {
+            "head": data.entity_ids[codes["head"]],
+            "relation": data.relation_ids[codes["relation"]],
+            "tail": data.entity_ids[codes["tail"]],
+            "predicted": np.where(codes["predict_head"], "head", "tail"),
+        }
+
     @abstractmethod
     def values(self, tables: GraphTables, mean: float) -> Floats:
         """phi (n,) float64."""

@@ -248,6 +248,15 @@ class Interactions:
         """The item's label, or the raw id where there is none."""
         return self.item_map.name(code)
 
+    def columns(self, index: object = None) -> dict[str, npt.NDArray[Any]]:
+        """Raw ids and values by ``"user"``, ``"item"``, ``"value"``: of all rows or of some."""
+        rows = slice(None) if index is None else np.asarray(index)
+        return {
+            "user": self.user_ids[self.users[rows]],
+            "item": self.item_ids[self.items[rows]],
+            "value": self.values[rows],
+        }
+
     # ---------------------------------------------------------------- orders
 
     @cached_property

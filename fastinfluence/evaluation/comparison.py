@@ -27,9 +27,9 @@ from fastinfluence.evaluation.metrics import (
     spearman,
     top1_ratio,
 )
-from fastinfluence.evaluation.neighbours import bind, check_count, sample_examples
+from fastinfluence.evaluation.neighbours import bind, check_count, check_fitted, sample_examples
 from fastinfluence.evaluation.truth import Truth, leave_one_out
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.models import Model
 from fastinfluence.storage import tables
 from fastinfluence.storage.atomic import atomic_file
 
@@ -161,7 +161,7 @@ def compare(
     ----------
     methods : sequence of attribution objects, or mapping of name to one
         Of one and the same model; a sequence goes by their own names.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
     truth : Truth, optional
         From `leave_one_out` with the same queries (or the ``mean`` of `multi_seed`); otherwise
         it is made now.
@@ -203,7 +203,8 @@ def compare(
     model = _common_model(named)
     check_count("bootstrap", bootstrap, 1)
     generator = np.random.default_rng(rng)
-    objective = as_objective(queries)
+    check_fitted(model)
+    objective = as_objective(queries).answered(model)
     quantity = bind(model, objective)
     if truth is not None:
         if train is not None or path is not None:
@@ -320,9 +321,9 @@ def _named(methods: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _common_model(named: dict[str, Any]) -> MatrixFactorization:
+def _common_model(named: dict[str, Any]) -> Model:
     first, *others = named
-    model: MatrixFactorization = named[first].model
+    model: Model = named[first].model
     for name in others:
         other = named[name].model
         if other is not model and (
@@ -334,12 +335,11 @@ def _common_model(named: dict[str, Any]) -> MatrixFactorization:
     return model
 
 
-def _check_truth(truth: Truth, model: MatrixFactorization, quantity: Any) -> None:
+def _check_truth(truth: Truth, model: Model, quantity: Any) -> None:
+    mine, its = truth.quantity.codes, quantity.codes
     same = len(truth) == len(quantity) and len(truth.data) == len(model.data_)
-    for mine, its in ((truth.users, quantity.users), (truth.items, quantity.items)):
-        same = same and (mine is None) == (its is None)
-        same = same and (mine is None or np.array_equal(mine, its))
-    if not same:
+    same = same and mine.keys() == its.keys()
+    if not (same and all(np.array_equal(mine[name], its[name]) for name in mine)):
         raise DataError(
             f"the truth is about {len(truth):,} other queries, or other training data: make it "
             "with leave_one_out(model, queries) of these queries"

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution import Explanations
-from fastinfluence.attribution.objectives import Quantity
+from fastinfluence.attribution.objectives import Objective, Quantity
 from fastinfluence.errors import ParameterError
 from fastinfluence.evaluation.display import text_table
+from fastinfluence.evaluation.family import BestAnswers, draw
 from fastinfluence.evaluation.groups import DistinctSets, first_of
 from fastinfluence.evaluation.metrics import probability_drop, top1_change
-from fastinfluence.evaluation.neighbours import bind, draw, neighbours
+from fastinfluence.evaluation.neighbours import bind, check_fitted, family_of
 from fastinfluence.evaluation.retraining import retrain_values
-from fastinfluence.kernels.structures import Tables
-from fastinfluence.models import MatrixFactorization
-from fastinfluence.models.matrix_factorization import scores
+from fastinfluence.models import Model
 from fastinfluence.storage import tables
 
 __all__ = ["CONTROLS", "DeletionEffect", "deletion_effect"]
@@ -50,9 +49,11 @@ class DeletionEffect:
         The same after retraining.
     best_before : (n,) int64
         Code of the best item of the query's user, of those the user does not have in the data
-        of the model; -1 for a user who has them all.
+        of the model; -1 for a user who has them all. Of triples: of the best entity in the
+        place asked for, of the query's own and those that no training or validation triple
+        holds there.
     best_after : (c, n) int64
-        The same after retraining, of the same items: what was left out is no candidate.
+        The same after retraining, of the same candidates: what was left out is none.
     n_retrainings : int
         Distinct sets left out; methods agree often.
     """
@@ -110,7 +111,7 @@ class DeletionEffect:
 
 
 def deletion_effect(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     rankings: Mapping[str, npt.ArrayLike | Explanations],
     sizes: Sequence[int] = (1, 10),
@@ -124,14 +125,16 @@ def deletion_effect(
 
     PD and TC of the Gradient Rollback paper, beside controls of the same size: examples drawn
     from all (``random``), examples drawn from those that share the user or the item of the
-    query (``neighbourhood``), and ``nothing``, which must give 0 % of either.
+    query, or the relation or an entity in any place (``neighbourhood``), and ``nothing``, which
+    must give 0 % of either.
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or an Objective about pairs
-        Usually the best recommendation of a user, as `sample_queries` draws them.
+    queries : as for `explain`, or an Objective about pairs or triples
+        Usually the best recommendation of a user, or the best tail, as `sample_queries` draws
+        them. Plain triples mean their `Probability`: explain that too.
     rankings : mapping of name to Explanations or (n_queries, K) int array
         Training indices, the most influential first; -1 where a query has fewer.
     sizes : sequence of int, default (1, 10)
@@ -148,7 +151,8 @@ def deletion_effect(
     Raises
     ------
     ParameterError
-        A size that is larger than a ranking is long; an objective that is not about pairs.
+        A size that is larger than a ranking is long; an objective that is not about pairs
+        or triples.
     DataError
         A ranking of other queries, or no ranking.
 
@@ -157,8 +161,12 @@ def deletion_effect(
     Lawrence, Sztyler & Niepert, Explaining neural matrix factorization with gradient rollback,
     AAAI 2021, arXiv 2010.05516.
     """
+    check_fitted(model)
+    family = family_of(model.data_)
+    if not isinstance(queries, Objective | Quantity):
+        queries = family.deleted(queries)
     quantity = bind(model, queries)
-    readout = _ValueAndBest(model, quantity)
+    readout = _ValueAndBest(quantity, family.best_answers(model, quantity))
     conditions = _conditions(model, quantity, rankings, sizes, np.random.default_rng(rng))
     sets = DistinctSets()
     own = np.array([[sets.number(removed) for removed in of.removed] for of in conditions])
@@ -189,7 +197,7 @@ class _Condition(NamedTuple):
 
 
 def _conditions(
-    model: MatrixFactorization,
+    model: Model,
     quantity: Quantity,
     rankings: Mapping[str, npt.ArrayLike | Explanations],
     sizes: Sequence[int],
@@ -200,7 +208,7 @@ def _conditions(
         if name in CONTROLS:
             raise ParameterError(f"{name!r} is the name of a control: call the ranking otherwise")
     first, sizes = first_of(rankings, sizes, len(quantity), len(model.data_))
-    near = neighbours(model, quantity)
+    near = family_of(model.data_).neighbours(model, quantity)
     seen = np.flatnonzero(model.trajectory_.program.weights > 0)
     conditions = []
     for number, size in enumerate(sizes):
@@ -216,36 +224,16 @@ def _conditions(
 
 
 class _ValueAndBest:
-    """The values of n queries, and behind them the best unknown item of each query's user.
+    """The values of n queries, and behind them the best answer to each, from one retraining."""
 
-    Both come from one retraining. Known is what the data of the model hold, also what is left
-    out: a recommendation does not change because a known item became free.
-    """
-
-    def __init__(self, model: MatrixFactorization, quantity: Quantity) -> None:
-        if quantity.users is None:
-            raise ParameterError(
-                "leaving out explanations needs queries about users and their items, not a mean "
-                "or a function"
-            )
-        self.quantity = quantity
-        self.users, self.items = quantity.users, quantity.items
-        self._distinct, self._own = np.unique(quantity.users, return_inverse=True)
-        pointers, order = model.data_.by_user
-        self._known = [
-            model.data_.items[order[pointers[user] : pointers[user + 1]]] for user in self._distinct
-        ]
+    def __init__(self, quantity: Quantity, best_answers: BestAnswers) -> None:
+        self._quantity, self._best_answers = quantity, best_answers
+        self.codes = quantity.codes
 
     def __len__(self) -> int:
-        return 2 * len(self.quantity)
+        return 2 * len(self._quantity)
 
-    def values(self, tables: Tables, mean: float) -> Floats:
-        """(2 n,) float64: values, then codes of items."""
-        items = np.arange(len(tables.item_biases), dtype=np.int32)
-        best = np.empty(len(self._distinct))
-        for number, (user, known) in enumerate(zip(self._distinct, self._known, strict=True)):
-            of_all = scores(tables, mean, user, items)
-            of_all[known] = -np.inf
-            first = of_all.argmax()
-            best[number] = first if of_all[first] > -np.inf else -1
-        return np.concatenate([self.quantity.values(tables, mean), best[self._own]])
+    def values(self, tables: Any, mean: float) -> Floats:
+        """(2 n,) float64: values, then codes of answers."""
+        values = self._quantity.values(tables, mean)
+        return np.concatenate([values, self._best_answers(tables, mean)])

@@ -15,7 +15,7 @@ from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.display import text_table
 from fastinfluence.evaluation.neighbours import bind, check_count
 from fastinfluence.evaluation.retraining import leave_out
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.models import Model
 from fastinfluence.storage import tables
 from fastinfluence.training.trajectory import training_indices
 
@@ -52,7 +52,7 @@ class SubsetRemoval:
 
 
 def subset_removal(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     fraction: float,
     n_subsets: int = 100,
@@ -70,9 +70,9 @@ def subset_removal(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
     fraction : float
         Between 0 and 1, of the examples with a weight; at least one of them is left out.
     n_subsets : int, default 100
@@ -137,7 +137,7 @@ class DeletionCurve:
 
 
 def deletion_curve(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     rankings: Mapping[str, npt.ArrayLike | Explanations],
     sizes: Sequence[int] = (1, 10, 50),
@@ -150,9 +150,9 @@ def deletion_curve(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
     rankings : mapping of name to Explanations or (n_queries, K) int array
         Training indices, the most influential first; -1 where a query has fewer.
     sizes : sequence of int, default (1, 10, 50)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Quantity, as_objective
+from fastinfluence.data import Triples
 from fastinfluence.errors import ParameterError
-from fastinfluence.evaluation.metrics import FEWEST
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.evaluation.family import Codes, Family, Mask, draw
+from fastinfluence.evaluation.pairs import PAIRS
+from fastinfluence.evaluation.triples import TRIPLES
+from fastinfluence.models import Model
 from fastinfluence.models.base import trajectory_of
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 __all__ = [
     "adjacent_mask",
     "bind",
     "check_count",
     "check_fitted",
-    "draw",
-    "neighbours",
+    "family_of",
     "sample_examples",
     "sample_queries",
 ]
-
-Codes = npt.NDArray[np.int64]
 
 
 def bind(model: Any, queries: Any) -> Quantity:
@@ -35,9 +31,10 @@ def bind(model: Any, queries: Any) -> Quantity:
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : Model
         Fitted.
-    queries : pairs as for `explain`, Objective, or Quantity of this model
+    queries : as for `explain`, Objective, or Quantity of this model
+        Where they leave an answer to the model it is that of this model.
 
     Raises
     ------
@@ -49,13 +46,21 @@ def bind(model: Any, queries: Any) -> Quantity:
     check_fitted(model)
     if isinstance(queries, Quantity):
         return queries
-    return as_objective(queries).bind(model.data_, model.trajectory_.recipe)
+    objective = as_objective(queries).answered(model)
+    return objective.bind(model.data_, model.trajectory_.recipe)
+
+
+def family_of(data: object) -> Family:
+    """What evaluation has to know of the data of a model."""
+    return TRIPLES if isinstance(data, Triples) else PAIRS
 
 
 def check_fitted(model: object) -> None:
     """Raise ParameterError or NotFittedError unless `model` has a Trajectory to train again."""
-    if not isinstance(model, MatrixFactorization):
-        raise ParameterError(f"a MatrixFactorization is needed, not {type(model).__name__}")
+    if not isinstance(model, Model):
+        raise ParameterError(
+            f"a DistMult, ComplEx or MatrixFactorization is needed, not {type(model).__name__}"
+        )
     if 0 not in trajectory_of(model, "evaluating it").checkpoints:
         raise ParameterError(
             "the Trajectory of the model does not hold where training started, so that nothing "
@@ -63,22 +68,18 @@ def check_fitted(model: object) -> None:
         )
 
 
-def adjacent_mask(
-    model: MatrixFactorization, quantity: Quantity, train_index: Codes
-) -> npt.NDArray[np.bool_]:
-    """Whether (n_queries, m) the example touches a row that the query depends on directly.
+def adjacent_mask(model: Model, quantity: Quantity, train_index: Codes) -> Mask:
+    """Whether (n_queries, m) the example touches what the query depends on directly.
 
     For a score that is every example of its user or item; for a margin also those of the other
-    item, for a mean those of any of its users and items.
+    item, for a mean those of any of its users and items. For a triple it is every one with its
+    relation or an entity of it in any place.
     """
-    of_users, of_items = _own_rows(model, quantity)
-    users, items = (codes[train_index] for codes in (model.data_.users, model.data_.items))
-    mask: npt.NDArray[np.bool_] = (of_users[:, users] + of_items[:, items]).toarray()
-    return mask
+    return family_of(model.data_).adjacent(model, quantity, train_index)
 
 
 def sample_examples(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     adjacent: int = 125,
     others: int = 300,
@@ -88,11 +89,12 @@ def sample_examples(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
     adjacent : int, default 125
-        Examples that share a row with a query (its user, its item): so many of each query.
+        Examples that share something with a query (its user, its item; its relation, an
+        entity): so many of each query.
     others : int, default 300
         Examples drawn from all, for all queries together.
     rng : int or Generator, default 0
@@ -108,73 +110,45 @@ def sample_examples(
     quantity = bind(model, queries)
     generator = np.random.default_rng(rng)
     seen = np.flatnonzero(model.trajectory_.program.weights > 0)
+    near = family_of(model.data_).neighbours(model, quantity)
     chosen = [draw(seen, others, generator)]
-    chosen += [draw(own, adjacent, generator) for own in neighbours(model, quantity)]
+    chosen += [draw(own, adjacent, generator) for own in near]
     return np.unique(np.concatenate(chosen))
 
 
 def sample_queries(
-    model: MatrixFactorization, n: int = 20, rng: int | np.random.Generator = 0
-) -> list[tuple[Any, Any]]:
-    """Draw predictions worth explaining: the best recommendation of each of n random users.
+    model: Model, n: int = 20, rng: int | np.random.Generator = 0
+) -> list[tuple[Any, ...]]:
+    """Draw predictions worth explaining.
+
+    For a matrix factorization the best recommendation of each of n random users. For a
+    knowledge graph the best tail for each of n random questions (head, relation, ?): those of
+    the test triples, or of the training triples where there is no test.
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
     n : int, default 20
     rng : int or Generator, default 0
-        Draws among the users with 15 examples or more; where fewer than n have so many, the n
-        users with the most are taken.
+        Draws among the users with 15 examples or more (where fewer than n have so many, the n
+        users with the most are taken), or among the distinct questions.
 
     Returns
     -------
-    list of n (user, item)
-        Raw ids, users in the order of their codes. No item is one its user has in the data.
+    list of n (user, item) or (head, relation, tail)
+        Raw ids, in the order of the codes of what is asked. No item is one its user has in the
+        data, no tail one that training or validation triples hold.
 
     Raises
     ------
     ParameterError
-        Fewer than n users have examples, and an item left to recommend.
+        Fewer than n users have examples, and an item left to recommend; fewer than n
+        questions have a tail left to predict.
     """
     check_fitted(model)
     check_count("n", n, 1)
-    data = model.data_
-    pairs = np.unique(data.users.astype(np.int64) * data.n_items + data.items)
-    n_known = np.bincount(pairs // data.n_items, minlength=data.n_users)
-    seen = model.trajectory_.program.weights > 0
-    n_examples = np.bincount(data.users[seen], minlength=data.n_users)
-    able = np.flatnonzero((n_examples > 0) & (n_known < data.n_items))
-    if n > len(able):
-        raise ParameterError(
-            f"{len(able):,} users have examples and an item left to recommend: {n:,} queries "
-            "cannot be drawn"
-        )
-    frequent = able[n_examples[able] >= FEWEST]
-    if len(frequent) < n:
-        frequent = able[np.argsort(-n_examples[able], kind="stable")[:n]]
-    chosen = data.user_ids[np.sort(draw(frequent, n, np.random.default_rng(rng)))]
-    items, _ = model.recommend(chosen, k=1)
-    return [*zip(chosen.tolist(), items[:, 0].tolist(), strict=True)]
-
-
-def neighbours(model: MatrixFactorization, quantity: Quantity) -> list[Codes]:
-    """Training indices with a weight that share a row with each query, ascending."""
-    data, seen = model.data_, model.trajectory_.program.weights > 0
-    of_users, of_items = _own_rows(model, quantity)
-    found = []
-    for q in range(len(quantity)):
-        # An example of both its user and its item stands in both lists.
-        own = np.union1d(
-            _examples_of(of_users, q, *data.by_user), _examples_of(of_items, q, *data.by_item)
-        )
-        found.append(own[seen[own]])
-    return found
-
-
-def draw(examples: Codes, n: int, generator: np.random.Generator) -> Codes:
-    """Draw n of some examples, or all where there are fewer, each at most once."""
-    return generator.choice(examples, min(n, len(examples)), replace=False)
+    return family_of(model.data_).sample_queries(model, n, np.random.default_rng(rng))
 
 
 def check_count(name: str, value: object, least: int = 0) -> int:
@@ -182,25 +156,3 @@ def check_count(name: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ParameterError(f"{name} must be an integer >= {least}, not {value!r}")
     return int(value)
-
-
-def _own_rows(model: MatrixFactorization, quantity: Quantity) -> tuple[csr_array, csr_array]:
-    """Whether each query's gradient has an entry at each user, and at each item: sparse bools."""
-    from scipy.sparse import csr_array
-
-    found = quantity.gradients(model.trajectory_.end.tables, model.global_mean_)
-    n, data = len(quantity), model.data_
-    of_users, of_items = (
-        csr_array((np.ones(len(codes), bool), (queries, codes)), shape=(n, size))
-        for queries, codes, size in (
-            (found.user_queries, found.users, data.n_users),
-            (found.item_queries, found.items, data.n_items),
-        )
-    )
-    return of_users, of_items
-
-
-def _examples_of(rows: csr_array, query: int, pointers: Codes, order: Codes) -> Codes:
-    groups = rows.indices[rows.indptr[query] : rows.indptr[query + 1]]
-    found = [order[pointers[g] : pointers[g + 1]] for g in groups]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution import GradientRollback
-from fastinfluence.data import Interactions
-from fastinfluence.errors import DataError, ParameterError
+from fastinfluence.data import Interactions, Triples
+from fastinfluence.errors import ParameterError
+from fastinfluence.evaluation.family import draw
 from fastinfluence.evaluation.metrics import auc
-from fastinfluence.evaluation.neighbours import check_fitted, draw
+from fastinfluence.evaluation.neighbours import check_fitted, family_of
 from fastinfluence.evaluation.truth import fit_again
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.models import Model
 
 __all__ = ["corrupt", "noisy_example_auc"]
 
-Codes = npt.NDArray[np.int64]
+Data = TypeVar("Data", Interactions, Triples)
 
 
 def noisy_example_auc(
-    model: MatrixFactorization,
-    method: Callable[[MatrixFactorization], Any] = GradientRollback,
+    model: Model,
+    method: Callable[[Any], Any] = GradientRollback,
     fraction: float = 0.1,
     *,
     rng: int | np.random.Generator = 0,
@@ -36,7 +37,7 @@ def noisy_example_auc(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted; a model of the same hyper-parameters, seed and weights is fitted to its data
         with a share of them corrupted (`corrupt`).
     method : callable, default `GradientRollback`
@@ -78,31 +79,32 @@ def noisy_example_auc(
 
 
 def corrupt(
-    data: Interactions,
+    data: Data,
     fraction: float,
     *,
     among: npt.ArrayLike | None = None,
     rng: int | np.random.Generator = 0,
-) -> tuple[Interactions, npt.NDArray[np.bool_]]:
+) -> tuple[Data, npt.NDArray[np.bool_]]:
     """Replace a share of the examples by noise.
 
     Where the data have values that differ, a corrupted example gets another of these values,
     all equally likely. Where they are all the same (clicks) it gets another item: one the user
-    has nowhere in the data, all equally likely and none twice.
+    has nowhere in the data, all equally likely and none twice. A triple gets another tail: an
+    entity of the training triples that no split holds there, all equally likely.
 
     Parameters
     ----------
-    data : Interactions
+    data : Interactions or Triples
     fraction : float
         Between 0 and 1; at least one example is corrupted. They are somewhat fewer where users
-        with hardly an item left are to get another one.
+        with hardly an item left are to get another one (questions with hardly an entity left).
     among : int array, optional
         Training indices the share is drawn from, all by default.
     rng : int or Generator, default 0
 
     Returns
     -------
-    data : Interactions
+    data : Interactions or Triples
         Over the same ids, the examples in the same order.
     noisy : (n,) bool
         Which of them were corrupted.
@@ -119,40 +121,7 @@ def corrupt(
     generator = np.random.default_rng(rng)
     pool = np.arange(len(data)) if among is None else np.asarray(among)
     chosen = np.sort(draw(pool, max(1, round(fraction * len(pool))), generator))
-    arrays = data.arrays()
-    levels, at = np.unique(data.values, return_inverse=True)
-    if len(levels) > 1:
-        values = data.values.copy()
-        shift = generator.integers(1, len(levels), len(chosen))
-        values[chosen] = levels[(at[chosen] + shift) % len(levels)]
-        arrays["values"] = values
-    else:
-        chosen, items = _other_items(data, chosen, generator)
-        arrays["items"] = data.items.copy()
-        arrays["items"][chosen] = items
+    corrupted, changed = family_of(data).corrupted(data, chosen, generator)
     noisy = np.zeros(len(data), bool)
-    noisy[chosen] = True
-    return Interactions.from_parts(arrays), noisy
-
-
-def _other_items(
-    data: Interactions, chosen: Codes, generator: np.random.Generator
-) -> tuple[Codes, npt.NDArray[np.int32]]:
-    """Those of the chosen examples that can get an item their user does not know, and it."""
-    kept, given = [], []
-    users = data.users[chosen]
-    pointers, order = data.by_user
-    for user in np.unique(users):
-        unknown = np.ones(data.n_items, bool)
-        unknown[data.items[order[pointers[user] : pointers[user + 1]]]] = False
-        own = chosen[users == user]
-        items = draw(np.flatnonzero(unknown), len(own), generator)
-        kept.append(own[: len(items)])
-        given.append(items)
-    found = np.concatenate(kept)
-    if len(found) == 0:
-        raise DataError(
-            "none of the examples drawn can be corrupted: all values are the same, and their "
-            "users have every item"
-        )
-    return found, np.concatenate(given).astype(np.int32)
+    noisy[changed] = True
+    return corrupted, noisy

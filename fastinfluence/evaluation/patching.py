@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution import Explanations
-from fastinfluence.errors import DataError
-from fastinfluence.evaluation.neighbours import bind
+from fastinfluence.errors import DataError, ParameterError
+from fastinfluence.evaluation.neighbours import bind, check_fitted
 from fastinfluence.kernels.structures import Examples, Tables
 from fastinfluence.models import MatrixFactorization
 from fastinfluence.training import Trajectory
@@ -49,6 +49,9 @@ def tail_patch(
 
     Raises
     ------
+    ParameterError
+        The model is of triples: where its learning rate declines to 0, the last steps say
+        nothing.
     DataError
         Lists that do not fit the queries, or hold what is no training index.
 
@@ -62,6 +65,12 @@ def tail_patch(
     Chang et al., Scalable influence and fact tracing for large language model pretraining,
     2024, arXiv 2410.17413.
     """
+    check_fitted(model)
+    if not isinstance(model, MatrixFactorization):
+        raise ParameterError(
+            f"tail_patch takes another step of a MatrixFactorization, not of a "
+            f"{type(model).__name__}: see deletion_effect, which trains again"
+        )
     quantity = bind(model, queries)
     lists = np.asarray(train.train_index if isinstance(train, Explanations) else train)
     if lists.ndim != 2 or len(lists) != len(quantity):

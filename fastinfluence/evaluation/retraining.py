@@ -7,23 +7,20 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.errors import DataError, FastInfluenceError, RunDirectoryError
+from fastinfluence.errors import DataError, DivergenceError, FastInfluenceError, RunDirectoryError
 from fastinfluence.evaluation.neighbours import bind
-from fastinfluence.kernels.structures import Tables
 from fastinfluence.memory import memory_budget
+from fastinfluence.models import Model
 from fastinfluence.progress import progress
 from fastinfluence.storage import ShardWriter, open_shards
 from fastinfluence.storage.manifest import MANIFEST
 from fastinfluence.training.trajectory import training_indices
-
-if TYPE_CHECKING:
-    from fastinfluence.models import MatrixFactorization
 
 __all__ = ["Readout", "leave_out", "retrain_values"]
 
@@ -35,16 +32,19 @@ _SHARD_SECONDS = 30.0  # of work that may be lost
 
 
 class Readout(Protocol):
-    """What is read from the parameters: a `Quantity`, or anything else with values."""
+    """What is read from the parameters: a `Quantity`, or anything else with values.
+
+    Its `codes`, where it has such, tell its queries from others.
+    """
 
     def __len__(self) -> int: ...
 
-    def values(self, tables: Tables, mean: float) -> Floats:
+    def values(self, tables: Any, mean: float) -> Floats:
         """(n_queries,) float64; called from several threads at once."""
 
 
 def leave_out(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     sets: Sets,
     *,
@@ -60,9 +60,9 @@ def leave_out(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
         What is explained; see `fastinfluence.objectives`. A `Function` is called from several
         threads at once.
     sets : sequence of n_sets sequences of int
@@ -94,7 +94,7 @@ def leave_out(
 
 
 def retrain_values(
-    model: MatrixFactorization,
+    model: Model,
     quantity: Readout,
     removals: Sets,
     *,
@@ -109,7 +109,7 @@ def retrain_values(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
     quantity : Readout
     removals : sequence of n_sets sequences of int
     n_threads, path, show_progress
@@ -133,15 +133,18 @@ def retrain_values(
         # The negatives, which all retrainings have in common, are drawn once.
         again = trajectory.predrawn(memory_budget=memory_budget(), n_threads=n_threads)
         again.verify(n_threads=n_threads)
-        # A training a thread, unless there are too few to go round.
-        at_a_time, each = n_threads, 1
-        if len(removals) - start < n_threads:
-            at_a_time, each = 1, n_threads
+        # A training a thread; where there are too few to go round, some threads for each.
+        at_a_time = min(n_threads, len(removals) - start)
+        each = n_threads // at_a_time
 
         def values_without(number: int) -> Floats:
-            tables = again.retrain(without=removals[number], n_threads=each)
-            values = quantity.values(tables, mean)
-            if not np.isfinite(values).all():
+            try:
+                tables = again.retrain(without=removals[number], n_threads=each)
+                values = quantity.values(tables, mean)
+                diverged = not np.isfinite(values).all()
+            except DivergenceError:
+                diverged = True
+            if diverged:
                 raise FastInfluenceError(
                     f"training without removals[{number}] diverged: a model this close to "
                     "diverging cannot be evaluated; lower its learning_rate"
@@ -226,11 +229,9 @@ def _check_removals(removals: Sets, weights: npt.NDArray[np.float64]) -> int:
 
 
 def _query_checksum(quantity: Readout, values: Floats) -> int:
-    """Tell queries apart by their kind, their pairs and what they are worth at the model."""
+    """Tell queries apart by their kind, their codes and what they are worth at the model."""
     checksum = zlib.crc32(type(quantity).__name__.encode())
-    for name in ("users", "items"):
-        codes = getattr(quantity, name, None)
-        if codes is not None:
-            checksum = zlib.crc32(np.asarray(codes, np.int64).tobytes(), checksum)
+    for codes in getattr(quantity, "codes", {}).values():
+        checksum = zlib.crc32(np.asarray(codes, np.int64).tobytes(), checksum)
     # float32: the same on machines that add up in other orders
     return zlib.crc32(np.asarray(values, np.float32).tobytes(), checksum)

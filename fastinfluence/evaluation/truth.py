@@ -6,22 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Quantity, as_objective
+from fastinfluence.data import Interactions, Triples
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.metrics import FEWEST, noise_ceiling
-from fastinfluence.evaluation.neighbours import adjacent_mask, bind, check_count
+from fastinfluence.evaluation.neighbours import adjacent_mask, bind, check_count, check_fitted
 from fastinfluence.evaluation.retraining import leave_out
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.models import Model
 from fastinfluence.storage import tables
 from fastinfluence.training.trajectory import training_indices
-
-if TYPE_CHECKING:
-    from fastinfluence.data import Interactions
 
 __all__ = ["SeedTruth", "Truth", "fit_again", "leave_one_out", "multi_seed"]
 
@@ -43,10 +41,11 @@ class Truth:
         ``phi(trained on all) - phi(trained without the example)``: positive where the example
         raised phi.
     adjacent : (n, m) bool
-        Whether the example touches a row (a user, an item) that the query depends on directly.
-    users, items : (n,) int32, or None
-        Codes of the pair each query is about, where it is about one.
-    data : Interactions
+        Whether the example shares something with the query: a row (a user, an item) that it
+        depends on directly; of triples the relation, or an entity in any place.
+    quantity : Quantity
+        What is explained.
+    data : Interactions or Triples
         The training data.
     """
 
@@ -54,9 +53,8 @@ class Truth:
     value: Floats
     change: Floats
     adjacent: npt.NDArray[np.bool_]
-    users: npt.NDArray[np.int32] | None
-    items: npt.NDArray[np.int32] | None
-    data: Interactions
+    quantity: Quantity
+    data: Interactions | Triples
 
     def __len__(self) -> int:
         return len(self.value)
@@ -66,6 +64,16 @@ class Truth:
             f"Truth({len(self):,} queries, {len(self.train_index):,} examples left out one at a "
             f"time, {self.adjacent.sum(axis=1).mean():.0f} of them adjacent to a query)"
         )
+
+    @property
+    def users(self) -> npt.NDArray[np.int32] | None:
+        """(n,) int32: code of the user of each query, where it is about a pair."""
+        return self.quantity.users
+
+    @property
+    def items(self) -> npt.NDArray[np.int32] | None:
+        """(n,) int32: code of the item of each query, where it is about a pair."""
+        return self.quantity.items
 
     def at(self, train_index: npt.ArrayLike) -> Floats:
         """Changes (n, k) that lists of examples made, as those of `Explanations`.
@@ -96,22 +104,21 @@ class Truth:
     def to_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return long columns, one row for each query and example, as numpy arrays.
 
-        ``query`` (its position), ``user`` and ``item`` (raw ids, where a query is about a
-        pair), ``value``, ``train_index``, ``train_user``, ``train_item``, ``train_value``,
+        ``query`` (its position), what it is about as raw ids (``user`` and ``item``; ``head``,
+        ``relation``, ``tail`` and ``predicted``, "tail" or "head"; none for a mean or a
+        function), ``value``, ``train_index``, the example in the same columns as ``train_user``,
+        ``train_item``, ``train_value`` or ``train_head``, ``train_relation``, ``train_tail``,
         ``change``, ``adjacent``.
         """
         query, place = (array.ravel() for array in np.indices(self.change.shape))
-        example, data = self.train_index[place], self.data
-        columns: dict[str, npt.NDArray[Any]] = {"query": query}
-        if self.users is not None and self.items is not None:
-            columns["user"] = data.user_ids[self.users[query]]
-            columns["item"] = data.item_ids[self.items[query]]
-        return columns | {
+        example = self.train_index[place]
+        about = self.quantity.columns(self.data)
+        return {
+            "query": query,
+            **{name: column[query] for name, column in about.items()},
             "value": self.value[query],
             "train_index": example,
-            "train_user": data.user_ids[data.users[example]],
-            "train_item": data.item_ids[data.items[example]],
-            "train_value": data.values[example],
+            **{f"train_{name}": column for name, column in self.data.columns(example).items()},
             "change": self.change.ravel(),
             "adjacent": self.adjacent.ravel(),
         }
@@ -122,7 +129,7 @@ class Truth:
 
 
 def leave_one_out(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     train: npt.ArrayLike | None = None,
     *,
@@ -134,9 +141,9 @@ def leave_one_out(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted.
-    queries : pairs as for `explain`, or Objective
+    queries : as for `explain`, or Objective
         What is explained.
     train : int array, optional
         Training indices to leave out: (m,), or lists as in ``Explanations.train_index``, whose
@@ -182,8 +189,7 @@ def leave_one_out(
         value=quantity.values(model.trajectory_.end.tables, model.global_mean_),
         change=change,
         adjacent=adjacent_mask(model, quantity, examples),
-        users=quantity.users,
-        items=quantity.items,
+        quantity=quantity,
         data=data,
     )
 
@@ -230,8 +236,7 @@ class SeedTruth:
             value=np.mean([truth.value for truth in self.truths], axis=0),
             change=self.change.mean(axis=0),
             adjacent=first.adjacent,
-            users=first.users,
-            items=first.items,
+            quantity=first.quantity,
             data=first.data,
         )
 
@@ -251,7 +256,7 @@ class SeedTruth:
 
 
 def multi_seed(
-    model: MatrixFactorization,
+    model: Model,
     queries: Any,
     seeds: Sequence[int],
     train: npt.ArrayLike | None = None,
@@ -267,7 +272,7 @@ def multi_seed(
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted; its data, weights, hyper-parameters and number of epochs are used.
     queries, train : as for `leave_one_out`
     seeds : sequence of int
@@ -279,8 +284,9 @@ def multi_seed(
     chosen = tuple(check_count("a seed", seed) for seed in seeds)
     if len(set(chosen)) < max(2, len(chosen)):
         raise ParameterError(f"two or more different seeds are needed, not {list(seeds)}")
-    if not isinstance(queries, Quantity):
-        queries = as_objective(queries)  # an iterator is gone through only once
+    check_fitted(model)
+    # An iterator is gone through only once, and all seeds answer for the triples of this model.
+    queries = queries if isinstance(queries, Quantity) else as_objective(queries).answered(model)
     bind(model, queries)  # errors come before any work
     truths = []
     for seed in chosen:
@@ -295,29 +301,31 @@ def multi_seed(
 
 
 def fit_again(
-    model: MatrixFactorization,
+    model: Model,
     *,
-    data: Interactions | None = None,
+    data: Interactions | Triples | None = None,
     seed: int | None = None,
     n_threads: int | None = None,
-) -> MatrixFactorization:
+) -> Model:
     """Fit a model again, for as many epochs as it was trained for, on other data or another seed.
 
     Parameters
     ----------
-    model : MatrixFactorization
+    model : MatrixFactorization, DistMult or ComplEx
         Fitted; its weights and hyper-parameters are used.
-    data : Interactions, optional
+    data : Interactions or Triples, optional
         As many examples, over the same ids.
     seed : int, optional
     n_threads : int, optional
     """
     recipe = model.trajectory_.recipe.to_dict()
-    own_seed = recipe.pop("seed")
-    recipe["n_epochs"] = model.n_epochs_  # fewer where it was stopped early
-    rng = own_seed if seed is None else seed
-    return MatrixFactorization(**recipe, rng=rng, n_threads=n_threads).fit(
+    parameters = {name: recipe[name] for name in model.get_params() if name in recipe}
+    parameters["n_epochs"] = model.n_epochs_  # fewer where it was stopped early
+    rng = recipe["seed"] if seed is None else seed
+    kind: Any = type(model)
+    fitted: Model = kind(**parameters, rng=rng, n_threads=n_threads).fit(
         model.data_ if data is None else data,
         sample_weight=model.trajectory_.program.weights,
         show_progress=False,
     )
+    return fitted

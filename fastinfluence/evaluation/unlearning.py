@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution.unlearning import examples_to_unlearn
+from fastinfluence.errors import ParameterError
 from fastinfluence.evaluation.neighbours import check_fitted
 from fastinfluence.kernels.structures import Tables
+from fastinfluence.models import MatrixFactorization
 
 if TYPE_CHECKING:
     from fastinfluence.attribution.base import RowAttribution
-    from fastinfluence.models import MatrixFactorization
 
 __all__ = ["UnlearningDistance", "unlearning_distance"]
 
@@ -62,7 +63,8 @@ def unlearning_distance(
     DataError
         No examples, an index outside the data, or nothing left to train on.
     ParameterError
-        The method credits no rows, or is that of another model.
+        The method credits no rows, or is that of another model; the model is of triples, which
+        are not unlearned.
     ReplayMismatch
         Training on all examples does not give the model's parameters again.
 
@@ -75,6 +77,11 @@ def unlearning_distance(
     True
     """
     check_fitted(model)
+    if not isinstance(model, MatrixFactorization):
+        raise ParameterError(
+            f"a {type(model).__name__} has no unlearn(): train it again without the triples, "
+            "model.trajectory_.retrain(without=examples)"
+        )
     trajectory, data = model.trajectory_, model.data_
     chosen = examples_to_unlearn(examples, len(data))
     n_threads = dispatch.thread_count(model.n_threads)

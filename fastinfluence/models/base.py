@@ -46,6 +46,7 @@ class Model(ABC):
     trajectory_: Trajectory
     n_epochs_: int
     global_mean_: float
+    n_threads: int | None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
