@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.errors import ParameterError
+from fastinfluence.attribution.base_explanation import BaseExplanation
 
 if TYPE_CHECKING:
     from fastinfluence.attribution.explanations import Explanations
     from fastinfluence.data.interactions import Interactions
 
-__all__ = ["Explanation", "example_names", "pair_name"]
+__all__ = ["COLORS", "IN_WORDS", "SIDES", "Explanation", "example_names", "pair_name"]
 
 SIDES = np.array(["", "user", "item", "both", "other"])  # "" where there is no example
 IN_WORDS = {
@@ -27,16 +27,13 @@ COLORS = {"user": "#0072b2", "item": "#e69f00", "both": "#009e73", "other": "#99
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Explanation:
+class Explanation(BaseExplanation):
     """One prediction and the training examples behind it: ``ex[i]`` of `Explanations`.
 
     Shows itself as text; the arrays leave the padding out.
     """
 
     _one: Explanations  # of this prediction alone
-
-    def __len__(self) -> int:
-        return int(np.count_nonzero(self._one.train_index[0] >= 0))
 
     @property
     def name(self) -> str:
@@ -54,83 +51,13 @@ class Explanation:
         return self._one.data.item_ids[self._pair[1]]
 
     @property
-    def prediction(self) -> float:
-        """The explained quantity."""
-        return float(self._one.prediction[0])
-
-    @property
-    def train_index(self) -> npt.NDArray[np.integer[Any]]:
-        """(m,) int: rows of the training data, most influential first."""
-        return self._valid(self._one.train_index)
-
-    @property
-    def influence(self) -> npt.NDArray[np.floating[Any]]:
-        """(m,) float."""
-        return self._valid(self._one.influence)
-
-    @property
-    def side(self) -> npt.NDArray[np.str_]:
-        """(m,) str: what each example has in common with the pair, as in `Explanations.side`."""
-        side: npt.NDArray[np.str_] = SIDES[self._valid(self._one._side_codes)]
-        return side
-
-    @property
-    def coverage(self) -> float:
-        """Share of all absolute influence that these examples hold; NaN where not known."""
-        return float(self._one.coverage[0])
-
-    @property
     def example_names(self) -> list[str]:
         """The examples by name, with their value where the data have values."""
         return example_names(self._one.data, self.train_index)
 
-    def because(self, n: int = 3) -> str:
-        """Return the prediction and at most `n` reasons for it as text."""
-        reasons = self.reasons(n)
-        text = f"{self.name}: predicted {self.prediction:.4g}"
-        if not reasons:
-            return f"{text}; {self._why_nothing()}."
-        widths = [max(map(len, column)) for column in zip(*reasons, strict=True)]
-        lines = [
-            f"{text}, {'because of' if self._one.proponents else 'in spite of'}",
-            *(
-                f"  {number:>{widths[0]}}  {name:<{widths[1]}}  {common}"
-                for number, name, common in reasons
-            ),
-        ]
-        if self._one.total_influence is not None and self._one.total_influence[0] > 0:
-            shown = float(np.abs(self.influence[self._worked()[:n]]).sum(dtype=np.float64))
-            share = min(1.0, shown / float(self._one.total_influence[0]))
-            lines.append(f"  ({share:.0%} of the influence of all its training examples)")
-        if self._one.units == "rank":
-            lines.append("  (these numbers order the examples; they do not measure a change)")
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return self.because(max(1, len(self)))
-
     @property
     def _pair(self) -> tuple[int, int]:
         return int(self._one.users[0]), int(self._one.items[0])
-
-    def _valid(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        valid: npt.NDArray[Any] = array[0][self._one.train_index[0] >= 0]
-        return valid
-
-    def _worked(self) -> npt.NDArray[np.intp]:
-        """Places of the examples that worked in the direction asked for."""
-        influence = self.influence
-        return np.flatnonzero(influence > 0 if self._one.proponents else influence < 0)
-
-    def reasons(self, n: int) -> list[tuple[str, str, str]]:
-        """Return at most `n` reasons: influence, example, what it has in common."""
-        if n < 1:
-            raise ParameterError(f"n is the number of reasons to show, at least 1, not {n}")
-        names, sides = self.example_names, self.side
-        return [
-            (f"{self.influence[j]:+.3g}", names[j], f"({IN_WORDS[sides[j]]})")
-            for j in self._worked()[:n]
-        ]
 
     def _why_nothing(self) -> str:
         user, item = self._pair
