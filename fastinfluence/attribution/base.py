@@ -10,6 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
+from fastinfluence.attribution.bulk import (
+    check_batch,
+    equal_batches,
+    fingerprint,
+    write_batches,
+)
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.matrix import Combination, degrees_of_pairs, influence_on_pairs
 from fastinfluence.attribution.method import Attribution, check_result, main_pairs
@@ -21,7 +27,6 @@ from fastinfluence.kernels.structures import Top
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.matrix_factorization import MatrixFactorization, scores
 from fastinfluence.progress import progress
-from fastinfluence.storage import ShardWriter
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -123,17 +128,17 @@ class RowAttribution(Attribution):
         """
         readout.check_k(k)
         objective = as_objective(queries)
-        size = _check_batch(batch_size)
+        size = check_batch(batch_size, _MOST_QUERIES)
         if isinstance(objective, Score):
             users, items = query_codes(objective.queries, self.data)
             prediction = self._scores(users, items, n_threads=self._n_threads)
-            batches = _equal_batches(len(users), size)
+            batches = equal_batches(len(users), size)
         else:
             quantity, combination = self._combine(objective)
             users, items = main_pairs(quantity, objective)
             prediction = quantity.values(*self._parameters)
             batches = (
-                combination.batches() if batch_size is None else _equal_batches(len(users), size)
+                combination.batches() if batch_size is None else equal_batches(len(users), size)
             )
 
         def top_of(start: int, stop: int) -> Top:
@@ -191,7 +196,7 @@ class RowAttribution(Attribution):
         int
             Number of queries explained, those of earlier calls included.
         """
-        size = _check_batch(batch_size, max(2**14, _MOST_QUERIES // self._n_threads))
+        size = check_batch(batch_size, max(2**14, _MOST_QUERIES // self._n_threads))
         readout.check_k(k)
         if queries is None:
             pairs = None
@@ -207,7 +212,7 @@ class RowAttribution(Attribution):
             "k": int(k),
             "proponents": proponents,
             "n_queries": n_queries,
-            "queries": "all pairs" if pairs is None else _fingerprint(*pairs),
+            "queries": "all pairs" if pairs is None else fingerprint(*pairs),
         }
 
         def columns_of(batch: tuple[Codes, Codes]) -> dict[str, npt.NDArray[Any]]:
@@ -220,17 +225,16 @@ class RowAttribution(Attribution):
                 "influence": top.values,
             }
 
-        with (
-            ShardWriter(path, meta=meta, resume=resume) as writer,
-            progress(n_queries, description="explain", show=show_progress, unit="query") as bar,
-        ):
-            bar.update(writer.rows_done)
-            batches = self._batches(pairs, writer.rows_done, n_queries, size)
-            # A batch a thread: then nothing between the kernels keeps the others waiting.
-            for columns in dispatch.in_order(columns_of, batches, self._n_threads):
-                writer.append(columns)
-                bar.update(len(columns["user"]))
-        return n_queries
+        return write_batches(
+            path,
+            lambda start: self._batches(pairs, start, n_queries, size),
+            columns_of,
+            n_queries,
+            meta=meta,
+            resume=resume,
+            n_threads=self._n_threads,
+            show_progress=show_progress,
+        )
 
     def _batches(
         self, pairs: tuple[Codes, Codes] | None, start: int, stop: int, size: int
@@ -368,22 +372,3 @@ class RowAttribution(Attribution):
         work = np.ones(len(self.data))
         dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
         return result
-
-
-def _equal_batches(n: int, size: int) -> list[tuple[int, int]]:
-    """Bounds of batches of n queries; one batch, an empty one, of none."""
-    return [(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
-
-
-def _check_batch(batch_size: int | None, default: int = _MOST_QUERIES) -> int:
-    if batch_size is None:
-        return default
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ParameterError(f"batch_size must be an integer >= 1, not {batch_size!r}")
-    return batch_size
-
-
-def _fingerprint(users: Codes, items: Codes) -> int:
-    import zlib
-
-    return zlib.crc32(items.tobytes(), zlib.crc32(users.tobytes()))

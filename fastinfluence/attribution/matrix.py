@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
+from fastinfluence.attribution.bulk import limited_batches
 from fastinfluence.attribution.quantities import PairWeights
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.kernels.structures import Top
@@ -24,8 +24,6 @@ __all__ = ["Combination", "degrees_of_pairs", "influence_on_pairs"]
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
-
-_ENTRIES_AT_ONCE = 2**23  # of the influence on pairs: 64 MiB in float32, with their indices
 
 
 def degrees_of_pairs(store: RowStore, users: Codes, items: Codes, n_threads: int) -> Counts:
@@ -115,7 +113,7 @@ class Combination:
 
     def batches(self) -> list[tuple[int, int]]:
         """Bounds of stretches of the queries whose rows take little memory."""
-        return _stretches(self._degrees)
+        return limited_batches(self._degrees)
 
     def rows(self, start: int, stop: int) -> csr_array:
         """Influence (stop - start, n_train) on some of the queries, without zeros, sorted."""
@@ -126,7 +124,7 @@ class Combination:
         users, items = self._weights.users[some], self._weights.items[some]
         degrees = self._pair_degrees[some]
         total: csr_array | None = None
-        for first, last in _stretches(degrees):
+        for first, last in limited_batches(degrees):
             at = slice(first, last)
             part = self._influence_of(users[at], items[at], degrees[at])
             factors = scipy.sparse.csr_array(
@@ -143,14 +141,3 @@ class Combination:
         """The k most influential examples of some of the queries."""
         indices, values, totals = top_of_rows(self.rows(start, stop), k, proponents)
         return Top(values, indices, totals)
-
-
-def _stretches(work: Counts) -> list[tuple[int, int]]:
-    """Bounds of consecutive stretches of about equal total work.
-
-    The same on every machine: neither its memory nor its threads may change a sum.
-    """
-    ends = np.cumsum(work)
-    number = (ends - work) // _ENTRIES_AT_ONCE
-    cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(work)]
-    return list(pairwise(cuts))

@@ -7,7 +7,7 @@ import pytest
 from planted import data_for, positives, ratings, same_bits
 
 from fastinfluence import GradientRollback, Interactions, MatrixFactorization
-from fastinfluence.attribution import matrix as influence_matrix
+from fastinfluence.attribution import bulk
 from fastinfluence.attribution.objectives import Function, HeldOutLoss, Margin, Mean, Score
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.errors import DataError, ParameterError, UnknownIdError
@@ -118,7 +118,7 @@ def test_pieces_change_nothing(why, monkeypatch, at_once):
     objectives = Margin(many(why), 3), Mean(HeldOutLoss(many(why), 2.0))
     expected = [why.influence(objective).toarray() for objective in objectives]
     listed = why.explain(objectives[0], k=7)
-    monkeypatch.setattr(influence_matrix, "_ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(bulk, "_ENTRIES_AT_ONCE", at_once)
     for objective, whole in zip(objectives, expected, strict=True):
         assert_matrix(why.influence(objective), whole)
     found = why.explain(objectives[0], k=7)

@@ -18,7 +18,7 @@ from fastinfluence.kernels.structures import (
     Links,
     TripleRows,
 )
-from fastinfluence.models.link_scores import pack_entities
+from fastinfluence.models.link_scores import link_vectors, pack_entities
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -174,6 +174,13 @@ class LinkReadout:
                 products = gradient[rows[slot]] * store.changes[some, slot]
                 result[start : start + len(some)] += products.sum(axis=1)
         return result
+
+    def scores(self, links: Links) -> npt.NDArray[np.float64]:
+        """Scores (n,) of links as they are."""
+        vectors = link_vectors(self.graph, self.tables, links).astype(np.float64)
+        targets = self.tables.rows[links.targets].astype(np.float64)
+        found: npt.NDArray[np.float64] = np.einsum("nd,nd->n", vectors, targets)
+        return found
 
     def candidates(self, links: Links, n_threads: int) -> Lists:
         """Pointers (n + 1,) and training indices of the triples that share with each link."""
