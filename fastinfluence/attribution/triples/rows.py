@@ -46,18 +46,7 @@ def store_changes(data: Triples, graph: Graph, changes: Array, n_threads: int = 
         By training index; the slots are those of a `TripleRecord`. Kept, not copied, where it
         is C-contiguous.
     n_threads : int
-
-    Raises
-    ------
-    ParameterError
-        The changes are not those of these triples under this kind of model.
     """
-    expected = len(data), 4 if graph.reciprocal else 3
-    if changes.ndim != 3 or changes.shape[:2] != expected:
-        raise ParameterError(
-            f"changes of {expected[0]:,} triples in {expected[1]} rows each are needed, not an "
-            f"array of shape {changes.shape}"
-        )
     entities = np.arange(data.n_entities, dtype=np.int32)
     entity_pointers, by_entity = _unite(
         (*_short(data.by_head), entities), (*_short(data.by_tail), entities), n_threads
@@ -83,15 +72,26 @@ class LinkReadout:
     tables : GraphTables
         Of the model.
     changes : (n, S, d)
-        As for `store_changes`, in the dtype of the tables.
+        As for `store_changes`; kept in the dtype of the tables.
     n_threads : int
-        Of packing.
+        Of sorting and packing.
+
+    Raises
+    ------
+    ParameterError
+        The changes are not those of these triples under this model.
     """
 
     def __init__(
         self, data: Triples, graph: Graph, tables: GraphTables, changes: Array, n_threads: int
     ) -> None:
         self.graph, self.tables = graph, GraphTables(np.ascontiguousarray(tables.rows))
+        expected = len(data), 4 if graph.reciprocal else 3, tables.rows.shape[1]
+        if changes.shape != expected:
+            raise ParameterError(
+                f"the changes of {expected[0]:,} triples in {expected[1]} rows of {expected[2]} "
+                f"numbers are needed, not an array of shape {changes.shape}"
+            )
         changes = changes.astype(tables.rows.dtype, copy=False)
         self.store = store_changes(data, graph, changes, n_threads)
         self._packed = pack_entities(graph, self.tables, n_threads).rows
