@@ -48,7 +48,7 @@ class KnowledgeGraphModel(Model):
         shuffle: bool = True,
         unit_norm: bool = False,
         init: str = "normal",
-        init_scale: float = 0.4,
+        init_scale: float = 0.3,
         dtype: str = "float32",
         rng: int | np.random.Generator | None = None,
         n_threads: int | None = None,
@@ -345,7 +345,7 @@ class DistMult(KnowledgeGraphModel):
         Bring the entity rows a step has moved back to length 1. Only Gradient Rollback with
         ``credit="update"`` can explain such a run.
     init : {"normal", "uniform"}, default "normal"
-    init_scale : float, default 0.4
+    init_scale : float, default 0.3
         Standard deviation, or bound of the uniform distribution.
     dtype : {"float32", "float64"}, default "float32"
     rng : int, numpy Generator or None, default None

@@ -31,7 +31,7 @@ from .row_optimizers import (
     settle,
     step_sizes,
 )
-from .simd import dot
+from .simd import add_scaled, dot, pull_and_move
 
 __all__ = [
     "ADAGRAD",
@@ -66,20 +66,20 @@ def _scores(x, rows, candidates, scores):
 
 
 @inner_kernel
-def _pull(rows, candidates, gradients, v):
-    """Write the sum of the candidates' rows, weighted with their slopes, to `v`."""
+def _pull(rows, candidates, gradients, skipped, rate, x, v):
+    """Write the sum of the candidates' rows, weighted with their slopes, to `v`.
+
+    With a `rate` (SGD's, times the weight) the negatives move as well while their rows are at
+    hand, all but the one at place `skipped`.
+    """
     for f in range(v.shape[0]):
         v[f] = 0
     for c in range(gradients.shape[0]):
-        g, row = gradients[c], rows[candidates[c]]
-        for f in range(v.shape[0]):
-            v[f] += g * row[f]
-
-
-@inner_kernel
-def _shrunk(gradient, row, regularization):
-    for f in range(gradient.shape[0]):
-        gradient[f] += regularization * row[f]
+        row, slope = rows[candidates[c]], gradients[c]
+        if rate == 0 or c == 0 or c == skipped:
+            add_scaled(v, row, slope)
+        else:
+            pull_and_move(v, row, x, slope, rate * slope)
 
 
 @inner_kernel
@@ -100,15 +100,14 @@ def _row_gradients(graph, hyper, rows, subject, relation, flip, answer, own, x, 
     of_subject, of_relation, of_answer = parts[0], parts[1], parts[2]
     pull_subject(graph.complex, flip, rows[relation], v, of_subject)
     pull_relation(graph.complex, flip, rows[subject], v, of_relation)
-    _shrunk(of_subject, rows[subject], regularization)
-    _shrunk(of_relation, rows[relation], regularization)
-    for f in range(x.shape[0]):
-        of_subject[f] += own[0] * x[f]
+    add_scaled(of_subject, rows[subject], regularization)
+    add_scaled(of_relation, rows[relation], regularization)
+    add_scaled(of_subject, x, own[0])
     if subject == answer:
         return
     for f in range(x.shape[0]):
         of_answer[f] = own[1] * x[f]
-    _shrunk(of_answer, rows[answer], regularization)
+    add_scaled(of_answer, rows[answer], regularization)
 
 
 @inner_kernel
@@ -121,23 +120,18 @@ def _normalise(row):
 
 @inner_kernel
 def _move_candidates(hyper, state, candidates, gradients, skipped, weight, size, x, scratch):
-    """Move the candidates behind the answer, all but the one at place `skipped`."""
-    d = x.shape[0]
-    number = x.dtype.type
+    """Move the negatives, all but the one at place `skipped`; SGD's have moved already."""
+    if hyper.optimizer == SGD and not hyper.unit_norm:
+        return
     for c in range(1, gradients.shape[0]):
         if c == skipped:
             continue
         r = candidates[c]
         row, push = state.rows[r], weight * gradients[c]
-        if hyper.optimizer == SGD:
-            step = number(size) * push
-            for f in range(d):
-                row[f] -= step * x[f]
-        else:
-            for f in range(d):
+        if hyper.optimizer != SGD:
+            for f in range(x.shape[0]):
                 scratch[f] = push * x[f]
-            has_momenta = hyper.optimizer >= ADAM
-            momenta = state.momenta[r] if has_momenta else row
+            momenta = state.momenta[r] if hyper.optimizer >= ADAM else row
             move(hyper, row, momenta, state.squares[r], scratch, size)
         if hyper.unit_norm:
             _normalise(row)
@@ -300,13 +294,14 @@ def graph_epoch(
             if not np.isfinite(loss):
                 return total, time
             total += weight * loss
-            _pull(state.rows, candidates, gradients, v)
+            size = sizes[time - first + 1]
+            rate = number(size) * weight if hyper.optimizer == SGD else number(0)
+            _pull(state.rows, candidates, gradients, place, rate, x, v)
             own[0] = gradients[place] if place >= 0 else number(0)
             own[1] = gradients[0]
             _row_gradients(
                 graph, hyper, state.rows, subject, relation, flip, answer, own, x, v, parts
             )
-            size = sizes[time - first + 1]
             if record is not None:
                 before[0] = state.rows[subject]
                 before[1] = state.rows[relation]

@@ -24,7 +24,16 @@ from .lanes import (
     vectors,
 )
 
-__all__ = ["bits_to_float", "dot", "float_to_bits", "move_pair", "move_pair_recorded", "prefetch"]
+__all__ = [
+    "add_scaled",
+    "bits_to_float",
+    "dot",
+    "float_to_bits",
+    "move_pair",
+    "move_pair_recorded",
+    "prefetch",
+    "pull_and_move",
+]
 
 
 @intrinsic
@@ -59,6 +68,21 @@ def dot(typing_context: Any, x: Any, y: Any) -> Any:
     return x.dtype(x, y), codegen
 
 
+def _each_vector(
+    builder: ir.IRBuilder, lanes: Lanes, length: ir.Value, body: Callable[..., None]
+) -> None:
+    """Emit ``body(load, store)`` for every vector of rows of some length, the last one masked."""
+    whole = builder.and_(length, I64(-LANES))
+    with vectors(builder, whole, LANES) as (index, _):
+        body(lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
+    with builder.if_then(builder.icmp_signed(">", length, whole)):
+        mask = first_lanes(builder, builder.sub(length, whole))
+        body(
+            lambda p: lanes.load_first(p, whole, mask),
+            lambda v, p: lanes.store_first(v, p, whole, mask),
+        )
+
+
 def _pair_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
     lanes = Lanes(context, builder, signature.args[0].dtype)
     rows = [lanes.array(t, a) for t, a in zip(signature.args[:-2], args[:-2], strict=True)]
@@ -75,15 +99,7 @@ def _pair_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any
                 change = builder.fsub(new, old[row])
                 store(builder.fadd(load(pointers[2 + row]), change), pointers[2 + row])
 
-    whole = builder.and_(length, I64(-LANES))
-    with vectors(builder, whole, LANES) as (index, _):
-        body(lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
-    with builder.if_then(builder.icmp_signed(">", length, whole)):
-        mask = first_lanes(builder, builder.sub(length, whole))
-        body(
-            lambda p: lanes.load_first(p, whole, mask),
-            lambda v, p: lanes.store_first(v, p, whole, mask),
-        )
+    _each_vector(builder, lanes, length, body)
     return context.get_dummy_value()
 
 
@@ -107,6 +123,50 @@ def move_pair_recorded(
     if not is_vector(p, q, p_change, q_change) or len({a.dtype for a in (p, q, p_change)}) > 1:
         return None
     return types.void(p, q, p_change, q_change, p.dtype, p.dtype), _pair_codegen
+
+
+@intrinsic
+def add_scaled(typing_context: Any, target: Any, source: Any, factor: Any) -> Any:
+    """``target += factor * source``."""
+    if not is_vector(target, source) or target.dtype != source.dtype:
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        target, length = lanes.array(signature.args[0], args[0])
+        source, _ = lanes.array(signature.args[1], args[1])
+        factor = broadcast(builder, args[2])
+
+        def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+            store(lanes.fma(factor, load(source), load(target)), target)
+
+        _each_vector(builder, lanes, length, body)
+        return context.get_dummy_value()
+
+    return types.void(target, source, target.dtype), codegen
+
+
+@intrinsic
+def pull_and_move(typing_context: Any, pull: Any, row: Any, x: Any, slope: Any, step: Any) -> Any:
+    """``pull += slope * row`` and then ``row -= step * x``, in one pass over the row."""
+    if not is_vector(pull, row, x) or len({a.dtype for a in (pull, row, x)}) > 1:
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        pull, row, x = (lanes.array(signature.args[n], args[n])[0] for n in range(3))
+        length = lanes.array(signature.args[0], args[0])[1]
+        slope, back = broadcast(builder, args[3]), builder.fneg(broadcast(builder, args[4]))
+
+        def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+            old = load(row)
+            store(lanes.fma(slope, old, load(pull)), pull)
+            store(lanes.fma(back, load(x), old), row)
+
+        _each_vector(builder, lanes, length, body)
+        return context.get_dummy_value()
+
+    return types.void(pull, row, x, pull.dtype, pull.dtype), codegen
 
 
 @intrinsic
