@@ -84,6 +84,7 @@ class _OfScores(TripleQuantity):
     tails: Codes
     predict_head: npt.NDArray[np.bool_]
     links: Links
+    local = True
 
     def __init__(self, questions: Questions, links: Links, graph: Graph) -> None:
         self.n, self.links, self._graph = len(questions.heads), links, graph
@@ -245,6 +246,8 @@ class LogSigmoids(_OfScores):
 
 class _OfAllScores(_OfScores):
     """A quantity of the scores of all entities that stays the same if all of them rise alike."""
+
+    local = False
 
     def _answers(self, some: slice) -> None:
         return None

@@ -45,6 +45,8 @@ class TripleQuantity(Quantity):
         The same as rows of the table.
     over : Links, or None
         The links that those of a margin are compared with: other targets, all else the same.
+    local : bool
+        Whether phi depends on the rows of `links` and `over` alone.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class TripleQuantity(Quantity):
     predict_head: npt.NDArray[np.bool_] | None = None
     links: Links | None = None
     over: Links | None = None
+    local: bool = False
 
     @property
     def codes(self) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.attribution import Explanations
+from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.attribution.objectives import Objective, Quantity
 from fastinfluence.errors import ParameterError
 from fastinfluence.evaluation.display import text_table
@@ -113,7 +113,7 @@ class DeletionEffect:
 def deletion_effect(
     model: Model,
     queries: Any,
-    rankings: Mapping[str, npt.ArrayLike | Explanations],
+    rankings: Mapping[str, npt.ArrayLike | BaseExplanations[Any]],
     sizes: Sequence[int] = (1, 10),
     *,
     rng: int | np.random.Generator = 0,
@@ -199,7 +199,7 @@ class _Condition(NamedTuple):
 def _conditions(
     model: Model,
     quantity: Quantity,
-    rankings: Mapping[str, npt.ArrayLike | Explanations],
+    rankings: Mapping[str, npt.ArrayLike | BaseExplanations[Any]],
     sizes: Sequence[int],
     generator: np.random.Generator,
 ) -> list[_Condition]:

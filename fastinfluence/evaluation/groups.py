@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.attribution import Explanations
+from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.display import text_table
 from fastinfluence.evaluation.neighbours import bind, check_count
@@ -139,7 +139,7 @@ class DeletionCurve:
 def deletion_curve(
     model: Model,
     queries: Any,
-    rankings: Mapping[str, npt.ArrayLike | Explanations],
+    rankings: Mapping[str, npt.ArrayLike | BaseExplanations[Any]],
     sizes: Sequence[int] = (1, 10, 50),
     *,
     n_threads: int | None = None,
@@ -196,7 +196,7 @@ class DistinctSets:
 
 
 def first_of(
-    rankings: Mapping[str, npt.ArrayLike | Explanations],
+    rankings: Mapping[str, npt.ArrayLike | BaseExplanations[Any]],
     sizes: Sequence[int],
     n_queries: int,
     n_train: int,
@@ -227,9 +227,9 @@ def first_of(
 
 
 def _ranking(
-    name: str, given: npt.ArrayLike | Explanations, n_queries: int, sizes: Sequence[int]
+    name: str, given: npt.ArrayLike | BaseExplanations[Any], n_queries: int, sizes: Sequence[int]
 ) -> npt.NDArray[Any]:
-    found = np.asarray(given.train_index if isinstance(given, Explanations) else given)
+    found = np.asarray(given.train_index if isinstance(given, BaseExplanations) else given)
     if found.ndim != 2 or len(found) != n_queries:
         raise DataError(
             f"the ranking {name!r} has shape {found.shape}: one list for each of the "

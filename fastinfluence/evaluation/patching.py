@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.attribution import Explanations
+from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.errors import DataError, ParameterError
 from fastinfluence.evaluation.neighbours import bind, check_fitted
 from fastinfluence.kernels.structures import Examples, Tables
@@ -25,7 +25,7 @@ Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def tail_patch(
-    model: MatrixFactorization, queries: Any, train: npt.ArrayLike | Explanations
+    model: MatrixFactorization, queries: Any, train: npt.ArrayLike | BaseExplanations[Any]
 ) -> Floats:
     """Mean change of every query's value by one more training step on each of its examples.
 
@@ -72,7 +72,7 @@ def tail_patch(
             f"{type(model).__name__}: see deletion_effect, which trains again"
         )
     quantity = bind(model, queries)
-    lists = np.asarray(train.train_index if isinstance(train, Explanations) else train)
+    lists = np.asarray(train.train_index if isinstance(train, BaseExplanations) else train)
     if lists.ndim != 2 or len(lists) != len(quantity):
         raise DataError(
             f"train has shape {lists.shape}: one list for each of the {len(quantity):,} queries "

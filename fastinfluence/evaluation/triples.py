@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Probability, TripleQuantity
+from fastinfluence.attribution.triple_answers import Candidates, taught
 from fastinfluence.data import Triples
 from fastinfluence.data.ids import freeze
 from fastinfluence.errors import DataError, ParameterError
-from fastinfluence.evaluation.family import Codes, Family, Mask, draw, other_answers
-from fastinfluence.kernels.structures import Exclusions, Graph, GraphTables, Links
+from fastinfluence.evaluation.family import BestAnswers, Codes, Family, Mask, draw, other_answers
+from fastinfluence.kernels.structures import Exclusions
 from fastinfluence.models import KnowledgeGraphModel
 from fastinfluence.models.link_scores import top_entities
 
@@ -51,8 +51,9 @@ class _Triples(Family):
         self, model: KnowledgeGraphModel, n: int, generator: np.random.Generator
     ) -> list[tuple[Any, ...]]:
         data = model.data_
+        known = taught(data)
         heads, relations = _questions(data, model.trajectory_.program.weights > 0)
-        starts, stops = _taught(data).answers("tail", heads, relations)
+        starts, stops = known.answers("tail", heads, relations)
         able = np.flatnonzero(stops - starts < data.n_entities)
         if n > len(able):
             raise ParameterError(
@@ -61,23 +62,20 @@ class _Triples(Family):
             )
         chosen = np.sort(draw(able, n, generator))
         heads, relations = heads[chosen], relations[chosen]
-        known = Exclusions(starts[chosen], stops[chosen], _taught(data).known("tail").answers)
+        excluded = Exclusions(starts[chosen], stops[chosen], known.known("tail").answers)
         links = model.links(heads, relations, heads, "tail")  # the targets are not looked at
         tables = model.trajectory_.end.tables
-        tails = top_entities(model.graph_, tables, links, 1, excluded=known)[0][:, 0]
+        tails = top_entities(model.graph_, tables, links, 1, excluded=excluded)[0][:, 0]
         raw = (data.entity_ids[heads], data.relation_ids[relations], data.entity_ids[tails])
         return [*zip(*(column.tolist() for column in raw), strict=True)]
 
-    def best_answers(self, model: KnowledgeGraphModel, quantity: TripleQuantity) -> _BestEntities:
+    def best_answers(self, model: KnowledgeGraphModel, quantity: TripleQuantity) -> BestAnswers:
         if quantity.links is None:
             raise ParameterError(
                 "leaving out explanations needs queries about triples, not a mean or a function"
             )
-        others = list(known_others(model.data_, quantity))
-        ends = np.cumsum([0, *map(len, others)])
-        places = np.concatenate(others).astype(np.int64)
-        known = Exclusions(ends[:-1], ends[1:], places)
-        return _BestEntities(model.graph_, quantity.links, known)
+        candidates = Candidates(model.data_, model.graph_, quantity)
+        return lambda tables, mean: candidates.best(tables)[:, 0]
 
     def corrupted(
         self, data: Triples, chosen: Codes, generator: np.random.Generator
@@ -103,34 +101,6 @@ class _Triples(Family):
 
 
 TRIPLES = _Triples()
-
-
-@dataclass(frozen=True)
-class _BestEntities:
-    """The best entity in the place asked for, of the query's own and those not known there."""
-
-    graph: Graph
-    links: Links
-    known: Exclusions
-
-    def __call__(self, tables: GraphTables, mean: float) -> npt.NDArray[np.int32]:
-        return top_entities(self.graph, tables, self.links, 1, excluded=self.known)[0][:, 0]
-
-
-def known_others(data: Triples, quantity: TripleQuantity) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield, for each query, the known answers other than its own, ascending."""
-    taught = _taught(data)
-    for head, relation, tail, predict_head in zip(*quantity.codes.values(), strict=True):
-        given, asked = (tail, head) if predict_head else (head, tail)
-        side: Literal["tail", "head"] = "head" if predict_head else "tail"
-        (start,), (stop,) = taught.answers(side, [given], [relation])
-        answers = taught.known(side).answers[start:stop]
-        yield answers[answers != asked]
-
-
-def _taught(data: Triples) -> Triples:
-    """The triples without those of the test."""
-    return data if data.test is None else replace(data, test=None)
 
 
 def _asked_of(data: Triples) -> str:
