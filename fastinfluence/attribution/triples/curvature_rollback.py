@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
 
 
-class CurvatureRollback(
+class CurvatureRollback(  # type: ignore[misc]  # explains triples, not pairs
     TripleRowAttribution, curvature_rollback.CurvatureRollback, of=KnowledgeGraphModel
 ):
     """Gradient Rollback corrected by what later training made of each triple's updates.

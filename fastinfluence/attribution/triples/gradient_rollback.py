@@ -11,7 +11,7 @@ from fastinfluence.training.graph_program import CREDITS
 __all__ = ["GradientRollback"]
 
 
-class GradientRollback(
+class GradientRollback(  # type: ignore[misc]  # explains triples, not pairs
     TripleRowAttribution, gradient_rollback.GradientRollback, of=KnowledgeGraphModel
 ):
     """Gradient Rollback of a DistMult or ComplEx model, as published for them.
