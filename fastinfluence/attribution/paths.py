@@ -127,9 +127,8 @@ def _links(heads: list[int], tails: list[int], order: npt.NDArray[np.intp]) -> L
     links: Links = {}
     for place in order.tolist():
         head, tail = heads[place], tails[place]
-        if head != tail:
-            links.setdefault(head, {}).setdefault(tail, place)
-            links.setdefault(tail, {}).setdefault(head, place)
+        links.setdefault(head, {}).setdefault(tail, place)
+        links.setdefault(tail, {}).setdefault(head, place)
     return links
 
 
