@@ -1,6 +1,9 @@
 """Attribution methods: one file each, one shared way to explain."""
 
-from fastinfluence.attribution import objectives
+from fastinfluence.attribution import (
+    objectives,
+    triples,  # noqa: F401  (makes the variants for models of triples known)
+)
 from fastinfluence.attribution.counterfactuals import Counterfactual, counterfactual
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations

@@ -1,1 +1,7 @@
 """Attribution methods for models of knowledge graphs: the variants of those of the same name."""
+
+from fastinfluence.attribution.triples.curvature_rollback import CurvatureRollback
+from fastinfluence.attribution.triples.gradient_rollback import GradientRollback
+from fastinfluence.attribution.triples.replay import Replay
+
+__all__ = ["CurvatureRollback", "GradientRollback", "Replay"]
