@@ -17,7 +17,7 @@ from fastinfluence.storage import tables
 if TYPE_CHECKING:
     from fastinfluence.data import Triples
 
-__all__ = ["TripleExplanations"]
+__all__ = ["AMPLIFICATION_LIMIT", "TripleExplanations"]
 
 # Entities shared, without and with the relation: the side, the words for it, the color. The
 # paler color is that of the entities alone.
