@@ -4,7 +4,11 @@ from fastinfluence.attribution import (
     objectives,
     triples,  # noqa: F401  (makes the variants for models of triples known)
 )
-from fastinfluence.attribution.counterfactuals import Counterfactual, counterfactual
+from fastinfluence.attribution.counterfactuals import (
+    Counterfactual,
+    TripleCounterfactual,
+    counterfactual,
+)
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
@@ -18,6 +22,7 @@ __all__ = [
     "Explanations",
     "GradientRollback",
     "Replay",
+    "TripleCounterfactual",
     "counterfactual",
     "explain_set",
     "objectives",

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.attribution.explanation import IN_WORDS, SIDES, example_names, pair_name
-from fastinfluence.attribution.objectives import as_objective
-from fastinfluence.attribution.quantities import Margins, Quantity, Scores
+from fastinfluence.attribution.objectives import Objective, as_objective
+from fastinfluence.attribution.quantities import Quantity
 from fastinfluence.attribution.ranking import top_of_rows
+from fastinfluence.attribution.subjects import Subject, subject_of
+from fastinfluence.attribution.triple_quantity import TripleQuantity
+from fastinfluence.data import Interactions, Triples
 from fastinfluence.errors import ParameterError
+from fastinfluence.models.base import Model
 from fastinfluence.models.retrained import predrawn, without
 from fastinfluence.progress import progress
 from fastinfluence.storage import tables
 
 if TYPE_CHECKING:
     from fastinfluence.attribution.method import Attribution
-    from fastinfluence.data import Interactions
-    from fastinfluence.models import MatrixFactorization
 
 __all__ = ["ExplanationSet", "explain_set"]
 
@@ -41,8 +42,8 @@ class ExplanationSet:
     ----------
     explained : str
         What is explained, by name.
-    pair : (user, item) or None
-        Codes of the pair it is about, where it is about one.
+    quantity : Quantity
+        The same, bound to the model.
     train_index : (m,) int64
         In the order in which they were found.
     influence : (m,) float64
@@ -51,7 +52,7 @@ class ExplanationSet:
         0, and the number of examples left out after each of c chunks.
     values : (c + 1,) float64
         The explained quantity of the model, and after training without the first so many.
-    data : Interactions
+    data : Interactions or Triples
         The training data.
     method : str
         The method that found them.
@@ -60,12 +61,12 @@ class ExplanationSet:
     """
 
     explained: str
-    pair: tuple[int, int] | None
+    quantity: Quantity
     train_index: npt.NDArray[np.int64]
     influence: Floats
     sizes: npt.NDArray[np.int64]
     values: Floats
-    data: Interactions
+    data: Interactions | Triples
     method: str
     units: Literal["effect", "rank"]
 
@@ -84,10 +85,19 @@ class ExplanationSet:
         return np.concatenate([[0.0], np.cumsum(self.influence)])[self.sizes]
 
     @property
+    def pair(self) -> tuple[int, int] | None:
+        """Codes of the user and the item it is about, where it is about a pair."""
+        users, items = self.quantity.users, self.quantity.items
+        return None if users is None or items is None else (int(users[0]), int(items[0]))
+
+    @property
     def side(self) -> npt.NDArray[np.str_]:
-        """(m,) str: what each example has in common with the pair, as `Explanations.side`."""
-        side: npt.NDArray[np.str_] = SIDES[sides_of(self.data, self.train_index, self.pair)]
-        return side
+        """(m,) str: what each example has in common with the query, as in explanations of it."""
+        return self._subject.side(self.train_index)
+
+    @property
+    def _subject(self) -> Subject:
+        return subject_of(self.quantity, self.data)
 
     def because(self, n: int = _SHOWN) -> str:
         """Return what the set does, and at most `n` of its examples, as text."""
@@ -95,8 +105,8 @@ class ExplanationSet:
         text = f"{self.explained}: {self.values[0]:.4g}"
         if not len(self):
             return f"{text}; no training example raised it."
-        first = self.train_index[:n]
-        examples = example_lines(self.data, first, side_names(self.data, first, self.pair))
+        first, subject = self.train_index[:n], self._subject
+        examples = subject.lines(first, subject.remarks(first))
         numbers = [f"{value:+.3g}" for value in self.influence[:n]]
         width = max(map(len, numbers))
         lines = [
@@ -119,30 +129,25 @@ class ExplanationSet:
     def to_dict(self) -> dict[str, Array]:
         """Return columns, one row for each example in the order found, as numpy arrays.
 
-        ``rank`` (from 1), ``train_index``, ``train_user``, ``train_item``, ``train_value``,
-        ``influence``, ``side``, ``without`` (examples left out once its chunk was), ``value``
-        (the quantity then, by retraining), and ``train_user_label``, ``train_item_label`` where
-        the data have labels. Users and items are raw ids.
+        ``rank`` (from 1), ``train_index``, ``train_user``, ``train_item``, ``train_value`` (of
+        triples ``train_head``, ``train_relation``, ``train_tail``), ``influence``, ``side``,
+        ``without`` (examples left out once its chunk was), ``value`` (the quantity then, by
+        retraining), and ``train_user_label`` and so on where the data have labels. The ids are
+        raw ids.
         """
-        data, rows = self.data, self.train_index
+        subject, rows = self._subject, self.train_index
         rank = np.arange(1, len(rows) + 1)
         chunk = np.searchsorted(self.sizes, rank)
-        table = {
+        return {
             "rank": rank,
             "train_index": rows,
-            "train_user": data.user_ids[data.users[rows]],
-            "train_item": data.item_ids[data.items[rows]],
-            "train_value": data.values[rows],
+            **subject.columns(rows),
             "influence": self.influence,
             "side": self.side,
             "without": self.sizes[chunk],
             "value": self.values[chunk],
+            **subject.labels(rows),
         }
-        if data.user_labels is not None:
-            table["train_user_label"] = data.user_labels[data.users[rows]]
-        if data.item_labels is not None:
-            table["train_item_label"] = data.item_labels[data.items[rows]]
-        return table
 
     def to_pandas(self) -> Any:
         """Return the columns of `to_dict` as a `pandas.DataFrame`."""
@@ -167,9 +172,10 @@ def explain_set(
     ----------
     method : attribution object
         The object itself where this is called as its method. The models on the way are
-        explained by the same method with the same options, restricted to the rows of the query.
-    query : (user, item) pair, or Objective of one query
-        Raw ids.
+        explained by the same method with the same options, restricted to the rows of the query
+        where these are all that the quantity depends on.
+    query : (user, item) pair, (head, relation, tail) triple, or Objective of one query
+        Raw ids; None as head or tail asks for the model's best one.
     size : int
         Examples in the set; it holds fewer where no more raise the quantity.
     chunk : int, default 10
@@ -183,7 +189,7 @@ def explain_set(
     Raises
     ------
     UnknownIdError
-        A user or item is not in the training data.
+        An id is not in the training data.
     ParameterError
         Several queries, size or chunk < 1, a size that leaves nothing to train on, or an
         objective the method does not know.
@@ -201,8 +207,8 @@ def explain_set(
     array([0])
     """
     size, chunk = check_count("size", size), check_count("chunk", chunk)
-    objective = as_objective(as_queries(query))
     model = method.model
+    objective = as_objective(as_queries(query)).answered(model)
     quantity = objective.bind(model.data_, model.trajectory_.recipe)
     if len(quantity) != 1:
         raise ParameterError(
@@ -218,8 +224,8 @@ def explain_set(
     influence: list[Array] = []
     values = [value_of(quantity, model)]
     with progress(size, description="set", show=show_progress, unit="example") as bar:
-        queries = pairs_needed(quantity, model)
-        # Where nobody knows the pairs, a method of rows refuses before it makes any.
+        queries = rows_needed(objective, model)
+        # Where nobody knows the rows, a method of rows refuses before it makes any.
         first = (method if queries is None else method.on(model, queries)).influence(objective)
         for step in leave_out_best(method, predrawn(model), objective, first, size, chunk):
             taken.append(step.train_index)
@@ -228,8 +234,8 @@ def explain_set(
             bar.set_postfix(value=f"{values[-1]:.4g}")
             bar.update(len(step.train_index))
     return ExplanationSet(
-        explained=_name_of(quantity, type(objective).__name__, method.data),
-        pair=pair_of(quantity),
+        explained=subject_of(quantity, method.data).explained(type(objective).__name__),
+        quantity=quantity,
         train_index=np.concatenate([np.zeros(0, np.int64), *taken]),
         influence=np.concatenate([np.zeros(0), *influence]),
         sizes=np.cumsum([0, *map(len, taken)]),
@@ -248,13 +254,13 @@ class Step(NamedTuple):
 
     train_index: npt.NDArray[np.int64]
     influence: Floats
-    model: MatrixFactorization
+    model: Model
 
 
 def leave_out_best(
     method: Attribution,
-    model: MatrixFactorization,
-    objective: Any,
+    model: Model,
+    objective: Objective,
     influence: Any,
     size: int,
     chunk: int,
@@ -264,19 +270,17 @@ def leave_out_best(
     Parameters
     ----------
     method : Attribution
-    model : MatrixFactorization
+    model : Model
     objective : Objective
         Of one query.
     influence : (1, n_train) array or csr_array
         On the model.
     size, chunk : int
     """
-    quantity = objective.bind(model.data_, model.trajectory_.recipe)
     n_taken = 0
     while n_taken < size:
         if n_taken:
-            queries = pairs_needed(quantity, model)
-            influence = method.on(model, queries).influence(objective)
+            influence = method.on(model, rows_needed(objective, model)).influence(objective)
         # What has been left out has no weight and so no influence: it is no candidate.
         best, values, _ = top_of_rows(influence, min(chunk, size - n_taken))
         positive = values[0] > 0
@@ -288,22 +292,25 @@ def leave_out_best(
         yield Step(taken, values[0][positive].astype(np.float64), model)
 
 
-def pairs_needed(quantity: Quantity, model: MatrixFactorization) -> list[tuple[Any, Any]] | None:
-    """Pairs of raw ids whose scores a quantity is made of; None where nobody knows."""
+def rows_needed(objective: Objective, model: Model) -> Any:
+    """Queries whose own rows are all that an objective depends on; None where nobody knows."""
+    data = model.data_
+    quantity = objective.bind(data, model.trajectory_.recipe)
+    if isinstance(quantity, TripleQuantity):
+        return objective if quantity.local else None
     weights = quantity.pairs(model.trajectory_.end.tables, model.global_mean_)
     if weights is None:
         return None
-    data = model.data_
     users, items = np.unique(np.stack([weights.users, weights.items]), axis=1)
     return list(zip(data.user_ids[users], data.item_ids[items], strict=True))
 
 
-def value_of(quantity: Quantity, model: MatrixFactorization) -> float:
+def value_of(quantity: Quantity, model: Model) -> float:
     """Value of a quantity of one query."""
     return float(quantity.values(model.trajectory_.end.tables, model.global_mean_)[0])
 
 
-def most_to_leave_out(model: MatrixFactorization) -> int:
+def most_to_leave_out(model: Model) -> int:
     """How many examples can be left out so that training has one to go on."""
     return int(np.count_nonzero(model.trajectory_.program.weights)) - 1
 
@@ -316,58 +323,10 @@ def check_count(name: str, value: object) -> int:
 
 
 def as_queries(query: Any) -> Any:
-    """A single (user, item) pair as queries; anything else as it is."""
+    """A single pair or triple as queries; anything else as it is."""
 
     def is_list(part: object) -> bool:
         return isinstance(part, Sequence | np.ndarray) and not isinstance(part, str)
 
-    single = is_list(query) and len(query) == 2 and not any(map(is_list, query))
+    single = is_list(query) and len(query) in (2, 3) and not any(map(is_list, query))
     return [tuple(query)] if single else query
-
-
-# -------------------------------------------------------------------- as text
-
-
-def pair_of(quantity: Quantity) -> tuple[int, int] | None:
-    """Codes of the pair that a quantity of one query is about."""
-    if quantity.users is None or quantity.items is None:
-        return None
-    return int(quantity.users[0]), int(quantity.items[0])
-
-
-def _name_of(quantity: Quantity, kind: str, data: Interactions) -> str:
-    pair = pair_of(quantity)
-    if pair is None:
-        return kind
-    name = pair_name(data, *pair)
-    if isinstance(quantity, Margins):
-        return f"{name} over {data.item_name(int(quantity.over[0]))}"
-    return name if isinstance(quantity, Scores) else f"{kind} of {name}"
-
-
-def sides_of(
-    data: Interactions, train_index: Array, pair: tuple[int, int] | None
-) -> npt.NDArray[np.int8]:
-    """Numbers in `SIDES` of what examples have in common with a pair, 0 where there is none."""
-    if pair is None:
-        return np.zeros(len(train_index), np.int8)
-    side: npt.NDArray[np.int8] = (data.users[train_index] == pair[0]) + np.int8(2) * (
-        data.items[train_index] == pair[1]
-    )
-    side[side == 0] = 4
-    return side
-
-
-def side_names(data: Interactions, train_index: Array, pair: tuple[int, int] | None) -> list[str]:
-    """What examples have in common with a pair, in words."""
-    return [IN_WORDS.get(side, "") for side in SIDES[sides_of(data, train_index, pair)]]
-
-
-def example_lines(data: Interactions, train_index: Array, remarks: list[str]) -> list[str]:
-    """Examples as lines of text, the remarks below each other."""
-    names = example_names(data, train_index)
-    width = max(map(len, names), default=0)
-    return [
-        f"{name:<{width}}  ({remark})" if remark else name
-        for name, remark in zip(names, remarks, strict=True)
-    ]
