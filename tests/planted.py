@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastinfluence import Interactions
+from fastinfluence import Interactions, Triples
 
 LOSSES = ["squared", "logistic", "bpr"]
 OPTIMIZERS = ["sgd", "adagrad"]
@@ -36,6 +36,26 @@ def positives(n_users=12, n_items=20, n=60, seed=0, zeros=False):
     return Interactions.from_arrays(
         users, items, values, user_ids=np.arange(n_users), item_ids=np.arange(n_items)
     )
+
+
+def graph(n_entities=10, n_relations=3, n=90, n_test=12, seed=0, **keywords):
+    """A knowledge graph with planted factors: the triples of highest score, and held-out ones.
+
+    Raw ids are ``"e0"``, ..., ``"r0"``, ...; `n` training triples, `n_test` to validate and as
+    many to test. Some are self loops.
+    """
+    rng = np.random.default_rng(seed)
+    p, q = rng.standard_normal((n_entities, 3)), rng.standard_normal((n_entities, 3))
+    w = rng.standard_normal((n_relations, 3))
+    scores = np.einsum("hk,rk,tk->hrt", p, w, q)
+    best = rng.permutation(np.argsort(-scores, axis=None)[: n + 2 * n_test])
+    heads, relations, tails = np.unravel_index(best, scores.shape)
+    entities = np.array([f"e{code}" for code in range(n_entities)])
+    names = np.array([f"r{code}" for code in range(n_relations)])
+    rows = np.column_stack([entities[heads], names[relations], entities[tails]])
+    validation, test = rows[n : n + n_test], rows[n + n_test :]
+    splits = {"validation": validation, "test": test} if n_test else {}
+    return Triples.from_arrays(*rows[:n].T, **(splits | keywords))
 
 
 def data_for(loss, **keywords):
