@@ -31,6 +31,7 @@ from fastinfluence.evaluation.neighbours import sample_examples, sample_queries
 from fastinfluence.evaluation.noise import corrupt, noisy_example_auc
 from fastinfluence.evaluation.patching import tail_patch
 from fastinfluence.evaluation.retraining import leave_out, retrain_values
+from fastinfluence.evaluation.stability import Stability, stability
 from fastinfluence.evaluation.truth import SeedTruth, Truth, leave_one_out, multi_seed
 from fastinfluence.evaluation.unlearning import UnlearningDistance, unlearning_distance
 
@@ -41,6 +42,7 @@ __all__ = [
     "LinkPrediction",
     "RelationTable",
     "SeedTruth",
+    "Stability",
     "SubsetRemoval",
     "Truth",
     "UnlearningDistance",
@@ -66,6 +68,7 @@ __all__ = [
     "sample_queries",
     "scale",
     "spearman",
+    "stability",
     "subset_removal",
     "tail_patch",
     "top1_change",
