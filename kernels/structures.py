@@ -17,6 +17,7 @@ __all__ = [
     "Examples",
     "Exclusions",
     "Graph",
+    "GraphCurvature",
     "GraphHyper",
     "GraphLog",
     "GraphSampler",
@@ -248,6 +249,16 @@ class RowAdjoint(NamedTuple):
     rows: Array  # (n_rows, d, LANES)
     momenta: Array  # (n_rows, d, LANES) or (0, d, LANES)
     squares: Array  # (n_rows, d, LANES) or (0, d, LANES)
+
+
+class GraphCurvature(NamedTuple):
+    """What Curvature Rollback carries backwards for some rows of a model of triples."""
+
+    matrices: Array  # (m, d, d): the end of each row by what it is now
+    momenta: Array  # (m, d, d) or (0, d, d): the same by Adam's momentum
+    slots: Array  # (n_rows,) int32: which matrix is that of each row, -1: none
+    touched: Array  # (m,) int64: touches so far; -1: the matrix has vanished
+    growth: Array  # (m,) float64: the greatest root mean square gain seen
 
 
 class GraphLog(NamedTuple):

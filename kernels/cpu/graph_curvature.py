@@ -31,7 +31,7 @@ from .graph_sgd import question
 from .jit import inner_kernel, kernel
 from .link_losses import SOFTMAX
 from .row_optimizers import ADAGRAD, ADAM, DENSE_ADAM, NEGLIGIBLE, SGD, step_sizes
-from .simd import dot
+from .simd import add_scaled, dot
 
 __all__ = ["roll_back_triples"]
 
@@ -56,9 +56,6 @@ class Scratch(NamedTuple):
     scaling: Any  # (d,)
     carried: Any  # (d, d): K, where it is not a multiple of M
     block: Any  # (d, d): H
-    product: Any  # (d, d)
-    pulls: Any  # (C, d): y_c
-    weighted: Any  # (C, d): h_c y_c
     vector: Any  # (d,)
 
 
@@ -110,46 +107,54 @@ def _add_product(matrix, factor, vector, target):
 @inner_kernel
 def _add_candidate(matrix, carried, factor, x, curvature, shrink, vector):
     """``M += K (curvature x x' + shrink)``, K being ``factor * carried``."""
-    d = x.shape[0]
-    for a in range(d):
+    for a in range(x.shape[0]):
         vector[a] = factor * curvature * dot(carried[a], x)
-    shrink = factor * shrink
-    for a in range(d):
-        row, other, push = matrix[a], carried[a], vector[a]
-        if shrink == 0:
-            for f in range(d):
-                row[f] += push * x[f]
-        else:
-            for f in range(d):
-                row[f] += push * x[f] + shrink * other[f]
+    for a in range(x.shape[0]):
+        if shrink != 0:
+            add_scaled(matrix[a], carried[a], factor * shrink)
+        add_scaled(matrix[a], x, vector[a])
 
 
-@kernel
-def _add_block(matrix, carried, factor, scratch, weight, shrink, softmax, bend, relation, half, m):
-    """``M += K (weight * sum_c h_c y_c y_c' ... + shrink)`` from the y_c in ``scratch.pulls``.
-
-    ``2 bend Re(w)`` more on the diagonal; `half` is the number of real parts in `relation`.
-    """
+@inner_kernel
+def _add_block(matrix, carried, factor, block, vector):
+    """``M += K H``, K being ``factor * carried``, which may be M itself."""
     d = matrix.shape[0]
-    pulls, weighted, vector = scratch.pulls[:m], scratch.weighted[:m], scratch.vector
-    vector[:] = 0
+    for a in range(d):
+        row, left = matrix[a], carried[a]
+        for f in range(d):
+            vector[f] = factor * left[f]
+        for f in range(d):
+            add_scaled(row, block[f], vector[f])
+
+
+@inner_kernel
+def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regularization, m):
+    """Write H on the row of the subject or of the relation to ``scratch.block``."""
+    number, x = scratch.x.dtype.type, scratch.x
+    block, mean, pull = scratch.block, scratch.vector, scratch.gradient
+    d = x.shape[0]
+    zero, half = number(0), d // 2 if is_complex else d
+    bend = zero
+    for a in range(d):
+        mean[a] = zero
+        for f in range(d):
+            block[a, f] = zero
     for c in range(m):
-        h, y, out = scratch.curvatures[c], pulls[c], weighted[c]
-        for f in range(d):
-            out[f] = h * y[f]
-            vector[f] += out[f]
-    np.dot(pulls.T, weighted, scratch.block)
+        if role == SUBJECT:
+            pull_subject(is_complex, flip, rows[1], rows[2 + c], pull)
+            if c == place:  # its score has a second derivative there: twice Re(w), diagonal
+                add_scaled(pull, x, number(1))
+                bend = weight * scratch.gradients[c]
+        else:
+            pull_relation(is_complex, flip, rows[0], rows[2 + c], pull)
+        h = weight * scratch.curvatures[c]
+        add_scaled(mean, pull, h)
+        for a in range(d):
+            add_scaled(block[a], pull, h * pull[a])
     for a in range(d):
-        row = scratch.block[a]
-        mean = vector[a] if softmax else vector[a] * 0
-        for f in range(d):
-            row[f] = weight * (row[f] - mean * vector[f])
-        row[a] += shrink + (bend + bend) * relation[a % half]
-    np.dot(carried, scratch.block, scratch.product)
-    for a in range(d):
-        row, other = matrix[a], scratch.product[a]
-        for f in range(d):
-            row[f] += factor * other[f]
+        if loss == SOFTMAX:
+            add_scaled(block[a], mean, -mean[a] / weight)
+        block[a, a] += weight * regularization + (bend + bend) * rows[1, a % half]
 
 
 @inner_kernel
@@ -192,25 +197,121 @@ def _wait_back(hyper, matrix, momentum, squares, clock, time, first, sizes):
             momentum[a, f] = keep * momentum[a, f] - push * matrix[a, f]
 
 
-@kernel
-def roll_back_triples(
-    matrices, momenta, slots, touched, growth, graph, examples, log, hyper, epoch, start, stop,
-    changes,
+@inner_kernel
+def _gradient(is_complex, flip, rows, scratch, role, place, regularization, weight):
+    """Write the weighted gradient of one of a step's rows to ``scratch.gradient``."""
+    number, out = scratch.x.dtype.type, scratch.gradient
+    slope, shrink, row = number(0), regularization, rows[0]
+    if role == SUBJECT:
+        pull_subject(is_complex, flip, rows[1], scratch.pull, out)
+        if place >= 0:
+            slope = scratch.gradients[place]
+    elif role == RELATION:
+        pull_relation(is_complex, flip, rows[0], scratch.pull, out)
+        row = rows[1]
+    else:
+        for f in range(out.shape[0]):
+            out[f] = 0
+        slope, row = scratch.gradients[role], rows[2 + role]
+        if role > 0:
+            shrink = number(0)
+    for f in range(out.shape[0]):
+        out[f] = weight * (out[f] + slope * scratch.x[f] + shrink * row[f])
+
+
+@inner_kernel
+def _take_row_back(
+    walk, slot, graph, log, hyper, entry, flip, role, place, m, time, size, weight, credited,
+    scratch,
 ):  # fmt: skip
+    """Credit a step's triple with what it did to one row, and take the row's matrix back over it.
+
+    `credited` (d,) is what to add the credit to, or (0,).
+    """
+    number, rows = scratch.x.dtype.type, log.rows[entry]
+    matrix, regularization = walk.matrices[slot], number(hyper.regularization)
+    carried, factor = matrix, number(-size)
+    needed = credited.shape[0] > 0 or hyper.optimizer != SGD
+    if needed:
+        _gradient(graph.complex, flip, rows, scratch, role, place, regularization, weight)
+    if hyper.optimizer != SGD:
+        momentum = walk.momenta[slot] if hyper.optimizer >= ADAM else matrix
+        _scale(hyper, log, entry, 2 + role, time, size, scratch.gradient, scratch.scaling)
+        _carry(hyper, matrix, momentum, scratch.scaling, scratch.carried)
+        carried, factor = scratch.carried, number(1)
+    if credited.shape[0] > 0:
+        _add_product(carried, factor, scratch.gradient, credited)
+    if role >= 0:
+        h = scratch.curvatures[role]
+        if hyper.loss == SOFTMAX:
+            h = h * (number(1) - h)
+        shrink = weight * regularization if role == 0 else number(0)
+        _add_candidate(matrix, carried, factor, scratch.x, weight * h, shrink, scratch.vector)
+    else:
+        _block(
+            graph.complex, flip, hyper.loss, rows, scratch, role, place, weight, regularization, m
+        )
+        _add_block(matrix, carried, factor, scratch.block, scratch.vector)
+
+
+@inner_kernel
+def _alive(walk, r):
+    """Place of a row's matrix; -1 if it is not looked at, or has vanished."""
+    slot = walk.slots[r]
+    return slot if slot >= 0 and walk.touched[slot] >= 0 else -1
+
+
+@inner_kernel
+def _step_back(walk, graph, examples, log, hyper, t, side, time, first, sizes, changes, scratch):
+    """Take all rows that are looked at back over one step."""
+    entry, size = log.slots[t] * hyper.sides + side, sizes[time - first + 1]
+    subject, relation, flip, _ = question(graph, examples, t, side)
+    m = log.n_candidates[entry]
+    candidates, weight = log.candidates[entry], examples.weights[t]
+    place, any_alive = -1, _alive(walk, subject) >= 0 or _alive(walk, relation) >= 0
+    for c in range(m):
+        if candidates[c] == subject:
+            place = c
+        any_alive = any_alive or _alive(walk, candidates[c]) >= 0
+    if not any_alive:
+        return
+    take_again(
+        graph.complex, flip, hyper.loss, log.rows[entry], log.counts[entry, :m], scratch.x,
+        scratch.pull, scratch.scores, scratch.gradients, scratch.curvatures,
+    )  # fmt: skip
+    head, credits = examples.heads[t], changes[t]
+    for role in range(SUBJECT, m):
+        if role >= 0 and role == place:
+            continue
+        r = subject if role == SUBJECT else relation if role == RELATION else candidates[role]
+        slot = _alive(walk, r)
+        if slot < 0:
+            continue
+        credited = credits[0, :0]
+        if role == RELATION:
+            credited = credits[3 if side == 1 and graph.reciprocal else 2]
+        elif role <= 0:
+            credited = credits[0 if r == head else 1]
+        _take_row_back(
+            walk, slot, graph, log, hyper, entry, flip, role, place, m, time, size, weight,
+            credited, scratch,
+        )  # fmt: skip
+        if hyper.optimizer == DENSE_ADAM:
+            _wait_back(
+                hyper, walk.matrices[slot], walk.momenta[slot], log.squares[entry, 2 + role],
+                log.clocks[entry, 2 + role], time, first, sizes,
+            )  # fmt: skip
+        _watch(walk.matrices[slot], walk.growth, walk.touched, slot)
+
+
+@kernel
+def roll_back_triples(walk, graph, examples, log, hyper, epoch, start, stop, changes):
     """Walk back over visits `start` to `stop` of an epoch.
 
     Parameters
     ----------
-    matrices : (m, d, d)
-        M of the rows that are looked at, behind the visits; changed in place.
-    momenta : (m, d, d) or (0, d, d)
-        Adam's B.
-    slots : (n_rows,) int32
-        Which matrix is that of each row, -1: none. Threads share a walk by taking rows each.
-    touched : (m,) int64
-        Touches so far; -1 where a matrix has vanished, which earlier steps leave alone.
-    growth : (m,) float64
-        The greatest root mean square gain of each matrix seen.
+    walk : GraphCurvature
+        The rows that are looked at, behind the visits; changed in place.
     graph : Graph
     examples : TripleExamples
     log : GraphLog
@@ -219,8 +320,8 @@ def roll_back_triples(
     changes : (n, S, d)
         Credits of every visit, as in `TripleRecord`, added to.
     """
-    n, d = examples.heads.shape[0], matrices.shape[1]
-    number, sides = matrices.dtype, hyper.sides
+    n, d = examples.heads.shape[0], walk.matrices.shape[1]
+    number, sides = walk.matrices.dtype, hyper.sides
     most = log.candidates.shape[1]
     first = epoch * n * sides
     sizes = step_sizes(hyper, first, stop * sides)
@@ -228,137 +329,21 @@ def roll_back_triples(
         np.empty(d, number), np.empty(d, number), np.empty(d, number),
         np.empty(most, number), np.empty(most, number), np.empty(most, number),
         np.empty(d, number), np.empty((d, d), number), np.empty((d, d), number),
-        np.empty((d, d), number), np.empty((most, d), number), np.empty((most, d), number),
         np.empty(d, number),
     )  # fmt: skip
-    own, shrink_own = scratch.gradient, changes.dtype.type(hyper.regularization)
-    dense = hyper.optimizer == DENSE_ADAM
-    if dense and stop == n:
-        for r in range(slots.shape[0]):
-            slot = slots[r]
-            if slot >= 0 and touched[slot] >= 0:
+    if hyper.optimizer == DENSE_ADAM and stop == n:
+        for r in range(walk.slots.shape[0]):
+            slot = _alive(walk, r)
+            if slot >= 0:
                 _wait_back(
-                    hyper, matrices[slot], momenta[slot], log.settled.squares[r],
+                    hyper, walk.matrices[slot], walk.momenta[slot], log.settled.squares[r],
                     log.settled.clocks[r], first + n * sides, first, sizes,
                 )  # fmt: skip
     for t in range(stop - 1, start - 1, -1):
-        weight = examples.weights[t]
-        if weight == 0 or log.slots[t] < 0:
+        if examples.weights[t] == 0 or log.slots[t] < 0:
             continue
-        head = examples.heads[t]
         for side in range(sides - 1, -1, -1):
             time = first + t * sides + side
-            size, entry = sizes[time - first + 1], log.slots[t] * sides + side
-            subject, relation, flip, _ = question(graph, examples, t, side)
-            m = log.n_candidates[entry]
-            candidates, rows = log.candidates[entry, :m], log.rows[entry]
-            place, alive = -1, 0
-            for c in range(m):
-                if candidates[c] == subject:
-                    place = c
-                slot = slots[candidates[c]]
-                if slot >= 0 and touched[slot] >= 0:
-                    alive += 1
-            of_subject, of_relation = slots[subject], slots[relation]
-            if of_subject >= 0 and touched[of_subject] < 0:
-                of_subject = -1
-            if of_relation >= 0 and touched[of_relation] < 0:
-                of_relation = -1
-            if alive == 0 and of_subject < 0 and of_relation < 0:
-                continue
-            take_again(
-                graph.complex, flip, hyper.loss, rows, log.counts[entry, :m], scratch.x,
-                scratch.pull, scratch.scores, scratch.gradients, scratch.curvatures,
-            )  # fmt: skip
-            for place_of in range(SUBJECT, m):
-                if place_of == SUBJECT:
-                    r, slot, at = subject, of_subject, 0
-                elif place_of == RELATION:
-                    r, slot, at = relation, of_relation, 1
-                else:
-                    r, slot, at = candidates[place_of], slots[candidates[place_of]], 2 + place_of
-                    if place_of == place:
-                        continue
-                if slot < 0 or touched[slot] < 0:
-                    continue
-                _gradient(
-                    graph.complex, flip, rows, scratch, place_of, place, shrink_own, weight, own
-                )
-                matrix = matrices[slot]
-                carried, factor = matrix, matrix.dtype.type(-size)
-                if hyper.optimizer != SGD:
-                    _scale(hyper, log, entry, at, time, size, own, scratch.scaling)
-                    momentum = momenta[slot] if hyper.optimizer >= ADAM else matrix
-                    _carry(hyper, matrix, momentum, scratch.scaling, scratch.carried)
-                    carried, factor = scratch.carried, matrix.dtype.type(1)
-                credited = -1
-                if place_of == RELATION:
-                    credited = 3 if side == 1 and graph.reciprocal else 2
-                elif place_of <= 0:
-                    credited = 0 if r == head else 1
-                if credited >= 0:
-                    _add_product(carried, factor, own, changes[t, credited])
-                _bend_matrix(
-                    graph.complex, flip, hyper.loss, rows, scratch, matrix, carried, factor,
-                    place_of, place, weight, shrink_own, m,
-                )  # fmt: skip
-                if dense:
-                    _wait_back(
-                        hyper, matrix, momenta[slot], log.squares[entry, at],
-                        log.clocks[entry, at], time, first, sizes,
-                    )  # fmt: skip
-                _watch(matrix, growth, touched, slot)
-
-
-@inner_kernel
-def _gradient(is_complex, flip, rows, scratch, place_of, place, regularization, weight, out):
-    """The weighted gradient of one of a step's rows."""
-    x, number = scratch.x, out.dtype.type
-    slope, shrink, row = number(0), regularization, rows[0]
-    if place_of == SUBJECT:
-        pull_subject(is_complex, flip, rows[1], scratch.pull, out)
-        if place >= 0:
-            slope = scratch.gradients[place]
-    elif place_of == RELATION:
-        pull_relation(is_complex, flip, rows[0], scratch.pull, out)
-        row = rows[1]
-    else:
-        for f in range(out.shape[0]):
-            out[f] = 0
-        slope, row = scratch.gradients[place_of], rows[2 + place_of]
-        if place_of > 0:
-            shrink = number(0)
-    for f in range(out.shape[0]):
-        out[f] = weight * (out[f] + slope * x[f] + shrink * row[f])
-
-
-@kernel
-def _bend_matrix(
-    is_complex, flip, loss, rows, scratch, matrix, carried, factor, place_of, place, weight,
-    regularization, m,
-):  # fmt: skip
-    """``M += K H`` for one of a step's rows."""
-    number, x = matrix.dtype.type, scratch.x
-    if place_of >= 0:
-        h = scratch.curvatures[place_of]
-        if loss == SOFTMAX:
-            h = h * (number(1) - h)
-        shrink = weight * regularization if place_of == 0 else number(0)
-        _add_candidate(matrix, carried, factor, x, weight * h, shrink, scratch.vector)
-        return
-    for c in range(m):
-        if place_of == SUBJECT:
-            pull_subject(is_complex, flip, rows[1], rows[2 + c], scratch.pulls[c])
-            if c == place:
-                for f in range(x.shape[0]):
-                    scratch.pulls[c, f] += x[f]
-        else:
-            pull_relation(is_complex, flip, rows[0], rows[2 + c], scratch.pulls[c])
-    bend, d = number(0), x.shape[0]
-    if place_of == SUBJECT and place >= 0:
-        bend = weight * scratch.gradients[place]
-    half = d // 2 if is_complex else d
-    _add_block(
-        matrix, carried, factor, scratch, weight, weight * regularization, loss == SOFTMAX, bend,
-        rows[1], half, m,
-    )  # fmt: skip
+            _step_back(
+                walk, graph, examples, log, hyper, t, side, time, first, sizes, changes, scratch
+            )

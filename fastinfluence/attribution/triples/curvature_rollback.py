@@ -14,6 +14,7 @@ from fastinfluence.attribution.objectives import as_objective
 from fastinfluence.attribution.triples.base import TripleRowAttribution
 from fastinfluence.attribution.triples.method import refuse_unit_norm, warn_of_chaos
 from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.structures import GraphCurvature
 from fastinfluence.memory import aligned_zeros, memory_budget
 from fastinfluence.models import KnowledgeGraphModel
 from fastinfluence.training.backward import Stage, backward
@@ -122,11 +123,7 @@ class _Part(NamedTuple):
     """Some rows on their way back, those of one thread."""
 
     rows: Rows
-    slots: npt.NDArray[np.int32]  # (n_rows,) place of each row here, -1: not here
-    matrices: Array
-    momenta: Array
-    touched: npt.NDArray[np.int64]
-    growth: npt.NDArray[np.float64]
+    carried: GraphCurvature
 
 
 def _roll_back(
@@ -148,7 +145,7 @@ def _roll_back(
         for stage in stages:
             _walk(program, stage, parts, changes, n_threads)
         for part in parts:
-            growth[part.rows] = part.growth
+            growth[part.rows] = part.carried.growth
     return _Walk(changes[trajectory.visits()], growth)
 
 
@@ -170,7 +167,8 @@ def _part(program: GraphProgram, rows: Rows, adam: bool) -> _Part:
     matrices = aligned_zeros((n, d, d), program.dtype)
     matrices[:, np.arange(d), np.arange(d)] = 1
     momenta = aligned_zeros((n if adam else 0, d, d), program.dtype)
-    return _Part(rows, slots, matrices, momenta, np.zeros(n, np.int64), np.ones(n))
+    carried = GraphCurvature(matrices, momenta, slots, np.zeros(n, np.int64), np.ones(n))
+    return _Part(rows, carried)
 
 
 def _walk(
@@ -181,11 +179,7 @@ def _walk(
     def walk(start: int, stop: int) -> None:
         for part in parts[start:stop]:
             roll_back_triples(
-                part.matrices,
-                part.momenta,
-                part.slots,
-                part.touched,
-                part.growth,
+                part.carried,
                 program.graph,
                 program.examples,
                 stage.log,
