@@ -103,6 +103,24 @@ def test_constants_bound_gradients_and_curvatures(kind):
     assert 0.05 * found.smoothness < max(bends) <= found.smoothness
 
 
+def test_a_subject_among_its_own_candidates_counts_twice():
+    """The score of a self loop is quadratic in its entity's row."""
+    data = fi.Triples.from_arrays([0], [0], [0], entity_ids=[0, 1])
+    exceeded = 0
+    for seed in range(10):
+        model = DistMult(
+            1, n_negatives="all", sides="tail", n_epochs=1, learning_rate=1e-9, rng=seed,
+            dtype="float64",
+        ).fit(data)  # fmt: skip
+        (entity, _), (relation,) = model.entity_factors_.ravel(), model.relation_factors_.ravel()
+        slope = np.hypot(2 * entity * relation, entity**2)
+        found = stability(model, memory_budget=BUDGET)
+        assert slope <= found.score_lipschitz
+        products = found.subject_relation, found.relation_object, found.subject_object
+        exceeded += slope > 1.01 * np.linalg.norm(products)
+    assert exceeded  # what the products alone would give
+
+
 # ---------------------------------------------------------------- the bounds
 
 
