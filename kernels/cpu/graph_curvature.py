@@ -31,7 +31,7 @@ from .graph_sgd import question
 from .jit import inner_kernel, kernel
 from .link_losses import SOFTMAX
 from .row_optimizers import ADAGRAD, ADAM, DENSE_ADAM, NEGLIGIBLE, SGD, step_sizes
-from .simd import add_scaled, dot
+from .simd import add_combination, add_scaled, dot
 
 __all__ = ["roll_back_triples"]
 
@@ -57,6 +57,8 @@ class Scratch(NamedTuple):
     carried: Any  # (d, d): K, where it is not a multiple of M
     block: Any  # (d, d): H
     vector: Any  # (d,)
+    pulls: Any  # (C, d): y_c
+    weights: Any  # (C,)
 
 
 @inner_kernel
@@ -120,18 +122,18 @@ def _add_block(matrix, carried, factor, block, vector):
     """``M += K H``, K being ``factor * carried``, which may be M itself."""
     d = matrix.shape[0]
     for a in range(d):
-        row, left = matrix[a], carried[a]
+        left = carried[a]
         for f in range(d):
             vector[f] = factor * left[f]
-        for f in range(d):
-            add_scaled(row, block[f], vector[f])
+        add_combination(matrix[a], vector, block)
 
 
 @inner_kernel
 def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regularization, m):
     """Write H on the row of the subject or of the relation to ``scratch.block``."""
     number, x = scratch.x.dtype.type, scratch.x
-    block, mean, pull = scratch.block, scratch.vector, scratch.gradient
+    block, mean, pulls = scratch.block, scratch.vector, scratch.pulls
+    weights, shares = scratch.weights[:m], scratch.scores[:m]  # the scores are of no more use
     d = x.shape[0]
     zero, half = number(0), d // 2 if is_complex else d
     bend = zero
@@ -141,17 +143,18 @@ def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regulariz
             block[a, f] = zero
     for c in range(m):
         if role == SUBJECT:
-            pull_subject(is_complex, flip, rows[1], rows[2 + c], pull)
+            pull_subject(is_complex, flip, rows[1], rows[2 + c], pulls[c])
             if c == place:  # its score has a second derivative there: twice Re(w), diagonal
-                add_scaled(pull, x, number(1))
+                add_scaled(pulls[c], x, number(1))
                 bend = weight * scratch.gradients[c]
         else:
-            pull_relation(is_complex, flip, rows[0], rows[2 + c], pull)
-        h = weight * scratch.curvatures[c]
-        add_scaled(mean, pull, h)
-        for a in range(d):
-            add_scaled(block[a], pull, h * pull[a])
+            pull_relation(is_complex, flip, rows[0], rows[2 + c], pulls[c])
+        weights[c] = weight * scratch.curvatures[c]
+    add_combination(mean, weights, pulls)
     for a in range(d):
+        for c in range(m):
+            shares[c] = weights[c] * pulls[c, a]
+        add_combination(block[a], shares, pulls)
         if loss == SOFTMAX:
             add_scaled(block[a], mean, -mean[a] / weight)
         block[a, a] += weight * regularization + (bend + bend) * rows[1, a % half]
@@ -329,7 +332,7 @@ def roll_back_triples(walk, graph, examples, log, hyper, epoch, start, stop, cha
         np.empty(d, number), np.empty(d, number), np.empty(d, number),
         np.empty(most, number), np.empty(most, number), np.empty(most, number),
         np.empty(d, number), np.empty((d, d), number), np.empty((d, d), number),
-        np.empty(d, number),
+        np.empty(d, number), np.empty((most, d), number), np.empty(most, number),
     )  # fmt: skip
     if hyper.optimizer == DENSE_ADAM and stop == n:
         for r in range(walk.slots.shape[0]):

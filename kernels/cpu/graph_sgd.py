@@ -20,6 +20,7 @@ import numpy as np
 from .bilinear import compose, pull_relation, pull_subject
 from .graph_candidates import take_candidates
 from .jit import inner_kernel, kernel
+from .lanes import LANES
 from .link_losses import LOGISTIC, SOFTMAX, link_gradients
 from .row_optimizers import (
     ADAGRAD,
@@ -31,7 +32,7 @@ from .row_optimizers import (
     settle,
     step_sizes,
 )
-from .simd import add_scaled, dot, pull_and_move
+from .simd import add_scaled, dot, pull_and_move, pull_row
 
 __all__ = [
     "ADAGRAD",
@@ -67,7 +68,7 @@ def _scores(x, rows, candidates, scores):
 
 @inner_kernel
 def _pull(rows, candidates, gradients, skipped, rate, x, v):
-    """Write the sum of the candidates' rows, weighted with their slopes, to `v`.
+    """Write the sum of the candidates' rows, weighted with their slopes, to `v` (whole vectors).
 
     With a `rate` (SGD's, times the weight) the negatives move as well while their rows are at
     hand, all but the one at place `skipped`.
@@ -77,7 +78,7 @@ def _pull(rows, candidates, gradients, skipped, rate, x, v):
     for c in range(gradients.shape[0]):
         row, slope = rows[candidates[c]], gradients[c]
         if rate == 0 or c == 0 or c == skipped:
-            add_scaled(v, row, slope)
+            pull_row(v, row, slope)
         else:
             pull_and_move(v, row, x, slope, rate * slope)
 
@@ -257,11 +258,8 @@ def graph_epoch(
     candidates_at, counts_at = np.empty(most, np.int32), np.empty(most, state.rows.dtype)
     scores_at, gradients_at = np.empty_like(counts_at), np.empty_like(counts_at)
     marks, places = np.full(n_entities, -1, np.int64), np.empty(n_entities, np.int64)
-    x, v, scratch = (
-        np.empty_like(state.rows[0]),
-        np.empty_like(state.rows[0]),
-        np.empty(d, state.rows.dtype),
-    )
+    room = np.zeros(-(-d // LANES) * LANES, state.rows.dtype)
+    x, v, scratch = np.empty(d, room.dtype), room[:d], np.empty(d, room.dtype)
     parts, before = np.zeros((3, d), state.rows.dtype), np.empty((3, d), state.rows.dtype)
     own = np.zeros(2, state.rows.dtype)
     dense = hyper.optimizer == DENSE_ADAM
@@ -296,7 +294,7 @@ def graph_epoch(
             total += weight * loss
             size = sizes[time - first + 1]
             rate = number(size) * weight if hyper.optimizer == SGD else number(0)
-            _pull(state.rows, candidates, gradients, place, rate, x, v)
+            _pull(state.rows, candidates, gradients, place, rate, x, room)
             own[0] = gradients[place] if place >= 0 else number(0)
             own[1] = gradients[0]
             _row_gradients(

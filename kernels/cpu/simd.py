@@ -20,11 +20,13 @@ from .lanes import (
     broadcast,
     emit_prefetch,
     first_lanes,
+    is_matrix,
     is_vector,
     vectors,
 )
 
 __all__ = [
+    "add_combination",
     "add_scaled",
     "bits_to_float",
     "dot",
@@ -33,6 +35,7 @@ __all__ = [
     "move_pair_recorded",
     "prefetch",
     "pull_and_move",
+    "pull_row",
 ]
 
 
@@ -71,13 +74,14 @@ def dot(typing_context: Any, x: Any, y: Any) -> Any:
 def _each_vector(
     builder: ir.IRBuilder, lanes: Lanes, length: ir.Value, body: Callable[..., None]
 ) -> None:
-    """Emit ``body(load, store)`` for every vector of rows of some length, the last one masked."""
+    """Emit ``body(at, load, store)`` for every vector of rows of some length, the last masked."""
     whole = builder.and_(length, I64(-LANES))
     with vectors(builder, whole, LANES) as (index, _):
-        body(lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
+        body(index, lambda p: lanes.load(p, index), lambda v, p: lanes.store(v, p, index))
     with builder.if_then(builder.icmp_signed(">", length, whole)):
         mask = first_lanes(builder, builder.sub(length, whole))
         body(
+            whole,
             lambda p: lanes.load_first(p, whole, mask),
             lambda v, p: lanes.store_first(v, p, whole, mask),
         )
@@ -90,7 +94,7 @@ def _pair_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any
     keep = broadcast(builder, args[-2])
     back = builder.fneg(broadcast(builder, args[-1]))
 
-    def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+    def body(_: ir.Value, load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
         old = [load(pointer) for pointer in pointers[:2]]
         for row in (0, 1):
             new = lanes.fma(back, old[1 - row], builder.fmul(keep, old[row]))
@@ -137,7 +141,7 @@ def add_scaled(typing_context: Any, target: Any, source: Any, factor: Any) -> An
         source, _ = lanes.array(signature.args[1], args[1])
         factor = broadcast(builder, args[2])
 
-        def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+        def body(_: ir.Value, load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
             store(lanes.fma(factor, load(source), load(target)), target)
 
         _each_vector(builder, lanes, length, body)
@@ -146,27 +150,70 @@ def add_scaled(typing_context: Any, target: Any, source: Any, factor: Any) -> An
     return types.void(target, source, target.dtype), codegen
 
 
+def _pull_codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+    lanes = Lanes(context, builder, signature.args[0].dtype)
+    moves = len(args) == 5
+    pull, row = (lanes.array(signature.args[n], args[n])[0] for n in range(2))
+    length = lanes.array(signature.args[1], args[1])[1]
+    slope = broadcast(builder, args[3 if moves else 2])
+
+    def body(at: ir.Value, load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+        old = load(row)
+        lanes.store(lanes.fma(slope, old, lanes.load(pull, at)), pull, at)
+        if moves:
+            x = lanes.array(signature.args[2], args[2])[0]
+            back = builder.fneg(broadcast(builder, args[4]))
+            store(lanes.fma(back, load(x), old), row)
+
+    _each_vector(builder, lanes, length, body)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def pull_row(typing_context: Any, pull: Any, row: Any, slope: Any) -> Any:
+    """``pull += slope * row``; `pull` has room for whole vectors of 16.
+
+    What is stored under a mask cannot be handed on to the next load: with the row's own length a
+    sum over fourteen rows of 20 numbers waited longer than it added.
+    """
+    if not is_vector(pull, row) or pull.dtype != row.dtype:
+        return None
+    return types.void(pull, row, pull.dtype), _pull_codegen
+
+
 @intrinsic
 def pull_and_move(typing_context: Any, pull: Any, row: Any, x: Any, slope: Any, step: Any) -> Any:
-    """``pull += slope * row`` and then ``row -= step * x``, in one pass over the row."""
+    """`pull_row` and then ``row -= step * x``, in one pass over the row."""
     if not is_vector(pull, row, x) or len({a.dtype for a in (pull, row, x)}) > 1:
+        return None
+    return types.void(pull, row, x, pull.dtype, pull.dtype), _pull_codegen
+
+
+@intrinsic
+def add_combination(typing_context: Any, target: Any, coefficients: Any, rows: Any) -> Any:
+    """``target += coefficients @ rows``: (d,), (m,) and (m, d); the sums stay in registers."""
+    if not is_vector(target, coefficients) or not is_matrix(rows):
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(context, builder, signature.args[0].dtype)
-        pull, row, x = (lanes.array(signature.args[n], args[n])[0] for n in range(3))
-        length = lanes.array(signature.args[0], args[0])[1]
-        slope, back = broadcast(builder, args[3]), builder.fneg(broadcast(builder, args[4]))
+        target, length = lanes.array(signature.args[0], args[0])
+        coefficients, m = lanes.array(signature.args[1], args[1])
+        rows, _ = lanes.array(signature.args[2], args[2])
+        cell = lanes.accumulator()
 
-        def body(load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
-            old = load(row)
-            store(lanes.fma(slope, old, load(pull)), pull)
-            store(lanes.fma(back, load(x), old), row)
+        def body(at: ir.Value, load: Callable[..., ir.Value], store: Callable[..., None]) -> None:
+            builder.store(load(target), cell)
+            with vectors(builder, m, 1) as (number, _):
+                factor = broadcast(builder, builder.load(builder.gep(coefficients, [number])))
+                row = load(builder.gep(rows, [builder.mul(number, length)]))
+                builder.store(lanes.fma(factor, row, builder.load(cell)), cell)
+            store(builder.load(cell), target)
 
         _each_vector(builder, lanes, length, body)
         return context.get_dummy_value()
 
-    return types.void(pull, row, x, pull.dtype, pull.dtype), codegen
+    return types.void(target, coefficients, rows), codegen
 
 
 @intrinsic
