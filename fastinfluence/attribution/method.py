@@ -123,7 +123,7 @@ class Attribution(ABC):
         top: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
         proponents: bool,
         **more: Any,
-    ) -> Explanations:
+    ) -> Any:
         """Explanations from the lists (train_index, influence, total_influence) of a quantity."""
         train_index, influence, total_influence = top
         return Explanations(

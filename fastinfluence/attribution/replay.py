@@ -23,7 +23,6 @@ from fastinfluence.training.backward import Stage, backward
 from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
-    from fastinfluence.models import MatrixFactorization
     from fastinfluence.training import Trajectory
 
 __all__ = ["Replay"]
@@ -109,7 +108,7 @@ class Replay(Attribution):
 
     def __init__(
         self,
-        model: MatrixFactorization,
+        model: Any,
         *,
         hops: int | None = None,
         n_threads: int | None = None,
@@ -306,7 +305,7 @@ class Replay(Attribution):
                 f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
                 "memory_budget"
             )
-        return (self._budget - log) // size
+        return int((self._budget - log) // size)
 
 
 class _Block(NamedTuple):

@@ -259,7 +259,8 @@ class KnowledgeGraphModel(Model):
         if exclude_known:
             trained = replace(data, validation=None, test=None)
             answers = trained.known(predict).answers
-            excluded = Exclusions(*trained.answers(predict, e, r), answers)
+            starts, stops = trained.answers(predict, e, r)
+            excluded = Exclusions(starts, stops, answers)
         # Either way the given entity is the question's subject; the answer is a placeholder.
         heads, tails = (e, e[:1].repeat(len(e))) if predict == "tail" else (e[:1].repeat(len(e)), e)
         found, scores = top_entities(
