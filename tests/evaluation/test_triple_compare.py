@@ -101,7 +101,16 @@ def test_its_own_examples_and_subsets(model, tmp_path):
 
 def test_open_queries(model):
     asked = [("e0", "r1", None), (None, "r2", "e4")]
-    comparison = compare([GradientRollback(model)], Probability(asked), adjacent=3, others=4)
+
+    class Closed(Known):
+        """Is asked about the entities that the model answers with."""
+
+        def influence(self, objective):
+            assert all(None not in triple for triple in objective.queries)
+            return np.zeros((2, 90))
+
+    methods = [GradientRollback(model), Closed(model, None, "closed")]
+    comparison = compare(methods, Probability(asked), adjacent=3, others=4)
     heads = comparison.truth.quantity.columns(DATA)
     assert heads["predicted"].tolist() == ["tail", "head"]
     seeds = multi_seed(model, Probability(asked), [1, 2], comparison.truth.train_index)
@@ -164,6 +173,12 @@ def test_every_other_tail_alike():
         assert became[own] == 0
         assert became.sum() == 200
         assert became[became > 0].min() > 60
+
+
+def test_no_tail_that_training_does_not_hold():
+    data = Triples.from_arrays(list("abc"), ["r"] * 3, list("bca"), test=[("a", "r", "new")])
+    for seed in range(20):
+        assert data.entity_index("new")[0] not in corrupt(data, 0.9, rng=seed)[0].tails
 
 
 def test_nothing_to_corrupt():

@@ -258,6 +258,14 @@ def test_questions_of_training_where_there_is_no_test():
         sample_queries(model, len(questions) + 1)
 
 
+def test_no_question_whose_tails_are_all_known():
+    train = [("a", "r", "a"), ("a", "r", "b"), ("b", "r", "a")]
+    model = fit(data=Triples.from_arrays(*zip(*train, strict=True)))
+    assert sample_queries(model, 1) == [("b", "r", "b")]
+    with pytest.raises(ParameterError, match="1 questions"):
+        sample_queries(model, 2)
+
+
 def test_no_question_about_what_training_has_not():
     train = [("a", "r", "b"), ("b", "r", "c"), ("c", "s", "a")]
     test = [("x", "r", "a"), ("a", "u", "b"), ("b", "s", "x"), ("b", "s", "a")]
