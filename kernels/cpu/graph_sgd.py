@@ -15,6 +15,8 @@ Arithmetic is strict and every sum has a fixed order: with a record or a log, in
 several, an epoch leaves the same bits.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from .bilinear import compose, pull_relation, pull_subject
@@ -175,11 +177,11 @@ def _log_one_state(log, entry, place, state, r, hyper):
 
 
 @inner_kernel
-def _log_state(log, t, side, sides, state, subject, relation, candidates, counts, hyper):
+def _log_state(log, t, side, hyper, state, subject, relation, candidates, counts):
     """Log the candidates of a step and what the optimizer holds before it, before catching up."""
     if log.slots[t] < 0:
         return
-    entry, m = log.slots[t] * sides + side, candidates.shape[0]
+    entry, m = log.slots[t] * hyper.sides + side, candidates.shape[0]
     log.n_candidates[entry] = m
     for c in range(m):
         log.candidates[entry, c] = candidates[c]
@@ -218,6 +220,120 @@ def _record(record, credit, hyper, state, t, slot, r, gradient, before, size):
         changes[f] -= number(size) * gradient[f] / (np.sqrt(squares[f]) + number(hyper.epsilon))
 
 
+class Scratch(NamedTuple):
+    """What a step needs; C is the most candidates."""
+
+    candidates: Any  # (C,) int32
+    counts: Any  # (C,)
+    scores: Any  # (C,)
+    gradients: Any  # (C,): slopes
+    marks: Any  # (n_entities,) int64
+    places: Any  # (n_entities,) int64
+    x: Any  # (d,)
+    pull: Any  # (d rounded up to whole vectors,)
+    vector: Any  # (d,)
+    parts: Any  # (3, d): gradients of the subject, the relation and the answer
+    before: Any  # (3, d): their rows
+    own: Any  # (2,)
+
+
+@kernel
+def _scratch(n_entities, most, d, dtype):
+    return Scratch(
+        np.empty(most, np.int32), np.empty(most, dtype), np.empty(most, dtype),
+        np.empty(most, dtype), np.full(n_entities, -1, np.int64), np.empty(n_entities, np.int64),
+        np.empty(d, dtype), np.zeros(-(-d // LANES) * LANES, dtype), np.empty(d, dtype),
+        np.zeros((3, d), dtype), np.empty((3, d), dtype), np.zeros(2, dtype),
+    )  # fmt: skip
+
+
+@inner_kernel
+def _bring_up(hyper, state, subject, relation, candidates, time, first, sizes, root):
+    """Bring the rows of a step to the time before it (dense Adam)."""
+    _prepare(hyper, state, subject, time, first, sizes, root)
+    _prepare(hyper, state, relation, time, first, sizes, root)
+    for c in range(candidates.shape[0]):
+        _prepare(hyper, state, candidates[c], time, first, sizes, root)
+
+
+@inner_kernel
+def _set_clocks(state, subject, relation, candidates, time):
+    state.clocks[subject] = time
+    state.clocks[relation] = time
+    for c in range(candidates.shape[0]):
+        state.clocks[candidates[c]] = time
+
+
+@inner_kernel
+def _record_step(record, credit, hyper, state, graph, head, t, side, rows, size, parts, before):
+    """Add to a record what a step did to the rows of its triple."""
+    subject, relation, answer = rows
+    slot = 3 if side == 1 and graph.reciprocal else 2
+    at = 0 if subject == head else 1
+    _record(record, credit, hyper, state, t, at, subject, parts[0], before[0], size)
+    _record(record, credit, hyper, state, t, slot, relation, parts[1], before[1], size)
+    if answer != subject:
+        at = 0 if answer == head else 1
+        _record(record, credit, hyper, state, t, at, answer, parts[2], before[2], size)
+
+
+@inner_kernel
+def _take_step(
+    state, graph, examples, sampler, hyper, epoch, t, side, time, first, sizes, scratch, record,
+    credit, log,
+):  # fmt: skip
+    """Take one step; returns its loss, and has not moved anything if that is not finite."""
+    weight, x, parts = examples.weights[t], scratch.x, scratch.parts
+    number, dense = x.dtype.type, hyper.optimizer == DENSE_ADAM
+    subject, relation, flip, answer = question(graph, examples, t, side)
+    m, place = take_candidates(
+        graph.n_entities, sampler, epoch, side, examples.ids[t], subject, answer, time,
+        scratch.marks, scratch.places, scratch.candidates, scratch.counts,
+    )  # fmt: skip
+    candidates, gradients = scratch.candidates[:m], scratch.gradients[:m]
+    if log is not None:
+        counts = scratch.counts[:m]
+        _log_state(log, t, side, hyper, state, subject, relation, candidates, counts)
+    if dense:
+        _bring_up(hyper, state, subject, relation, candidates, time, first, sizes, scratch.vector)
+    if log is not None:
+        _log_rows(log, t, side, hyper.sides, state.rows, subject, relation, candidates)
+    compose(graph.complex, flip, state.rows[subject], state.rows[relation], x)
+    _scores(x, state.rows, candidates, scratch.scores[:m])
+    loss = link_gradients(hyper.loss, scratch.scores[:m], scratch.counts[:m], gradients)
+    if not np.isfinite(loss):
+        return loss
+    size = sizes[time - first + 1]
+    rate = number(size) * weight if hyper.optimizer == SGD else number(0)
+    _pull(state.rows, candidates, gradients, place, rate, x, scratch.pull)
+    scratch.own[0] = gradients[place] if place >= 0 else number(0)
+    scratch.own[1] = gradients[0]
+    pull = scratch.pull[: x.shape[0]]
+    _row_gradients(
+        graph, hyper, state.rows, subject, relation, flip, answer, scratch.own, x, pull, parts
+    )
+    if record is not None:
+        _copy(state.rows[subject], scratch.before[0])
+        _copy(state.rows[relation], scratch.before[1])
+        _copy(state.rows[answer], scratch.before[2])
+    if weight != 1:
+        for part in range(3):
+            _scale(parts[part], weight)
+    _move_candidates(hyper, state, candidates, gradients, place, weight, size, x, scratch.vector)
+    _move_one(hyper, state, subject, parts[0], size, True)
+    _move_one(hyper, state, relation, parts[1], size, False)
+    if answer != subject:
+        _move_one(hyper, state, answer, parts[2], size, True)
+    if dense:
+        _set_clocks(state, subject, relation, candidates, time + 1)
+    if record is not None:
+        _record_step(
+            record, credit, hyper, state, graph, examples.heads[t], t, side,
+            (subject, relation, answer), size, parts, scratch.before,
+        )  # fmt: skip
+    return loss
+
+
 @kernel
 def graph_epoch(
     state, graph, examples, sampler, hyper, epoch, start, stop, record=None, credit=0, log=None
@@ -249,91 +365,25 @@ def graph_epoch(
     broken : int
         The first step whose loss is not finite, and none was taken from there on; else -1.
     """
-    n, d = examples.heads.shape[0], state.rows.shape[1]
-    n_entities, sides = graph.n_entities, hyper.sides
-    most = n_entities if sampler.n_negatives < 0 else sampler.n_negatives + 1
-    number = state.rows.dtype.type
+    n, sides = examples.heads.shape[0], hyper.sides
+    most = graph.n_entities if sampler.n_negatives < 0 else sampler.n_negatives + 1
     first = epoch * n * sides
     sizes = step_sizes(hyper, first, stop * sides)
-    candidates_at, counts_at = np.empty(most, np.int32), np.empty(most, state.rows.dtype)
-    scores_at, gradients_at = np.empty_like(counts_at), np.empty_like(counts_at)
-    marks, places = np.full(n_entities, -1, np.int64), np.empty(n_entities, np.int64)
-    room = np.zeros(-(-d // LANES) * LANES, state.rows.dtype)
-    x, v, scratch = np.empty(d, room.dtype), room[:d], np.empty(d, room.dtype)
-    parts, before = np.zeros((3, d), state.rows.dtype), np.empty((3, d), state.rows.dtype)
-    own = np.zeros(2, state.rows.dtype)
-    dense = hyper.optimizer == DENSE_ADAM
+    scratch = _scratch(graph.n_entities, most, state.rows.shape[1], state.rows.dtype)
     total = 0.0
     for t in range(start, stop):
-        weight = examples.weights[t]
-        if weight == 0:
+        if examples.weights[t] == 0:
             continue
         for side in range(sides):
             time = first + t * sides + side  # steps before this one
-            subject, relation, flip, answer = question(graph, examples, t, side)
-            m, place = take_candidates(
-                n_entities, sampler, epoch, side, examples.ids[t], subject, answer, time, marks,
-                places, candidates_at, counts_at,
+            loss = _take_step(
+                state, graph, examples, sampler, hyper, epoch, t, side, time, first, sizes,
+                scratch, record, credit, log,
             )  # fmt: skip
-            candidates, counts = candidates_at[:m], counts_at[:m]
-            scores, gradients = scores_at[:m], gradients_at[:m]
-            if log is not None:
-                _log_state(log, t, side, sides, state, subject, relation, candidates, counts, hyper)
-            if dense:
-                _prepare(hyper, state, subject, time, first, sizes, scratch)
-                _prepare(hyper, state, relation, time, first, sizes, scratch)
-                for c in range(m):
-                    _prepare(hyper, state, candidates[c], time, first, sizes, scratch)
-            if log is not None:
-                _log_rows(log, t, side, sides, state.rows, subject, relation, candidates)
-            compose(graph.complex, flip, state.rows[subject], state.rows[relation], x)
-            _scores(x, state.rows, candidates, scores)
-            loss = link_gradients(hyper.loss, scores, counts, gradients)
             if not np.isfinite(loss):
                 return total, time
-            total += weight * loss
-            size = sizes[time - first + 1]
-            rate = number(size) * weight if hyper.optimizer == SGD else number(0)
-            _pull(state.rows, candidates, gradients, place, rate, x, room)
-            own[0] = gradients[place] if place >= 0 else number(0)
-            own[1] = gradients[0]
-            _row_gradients(
-                graph, hyper, state.rows, subject, relation, flip, answer, own, x, v, parts
-            )
-            if record is not None:
-                before[0] = state.rows[subject]
-                before[1] = state.rows[relation]
-                before[2] = state.rows[answer]
-            if weight != 1:
-                for part in range(3):
-                    _scale(parts[part], weight)
-            _move_candidates(hyper, state, candidates, gradients, place, weight, size, x, scratch)
-            _move_one(hyper, state, subject, parts[0], size, True)
-            _move_one(hyper, state, relation, parts[1], size, False)
-            if answer != subject:
-                _move_one(hyper, state, answer, parts[2], size, True)
-            if dense:
-                state.clocks[subject] = time + 1
-                state.clocks[relation] = time + 1
-                for c in range(m):
-                    state.clocks[candidates[c]] = time + 1
-            if record is not None:
-                head = examples.heads[t]
-                reciprocal = side == 1 and graph.reciprocal
-                _record(
-                    record, credit, hyper, state, t, 0 if subject == head else 1, subject,
-                    parts[0], before[0], size,
-                )  # fmt: skip
-                _record(
-                    record, credit, hyper, state, t, 3 if reciprocal else 2, relation, parts[1],
-                    before[1], size,
-                )  # fmt: skip
-                if answer != subject:
-                    _record(
-                        record, credit, hyper, state, t, 0 if answer == head else 1, answer,
-                        parts[2], before[2], size,
-                    )  # fmt: skip
-    if dense and stop == n:
+            total += examples.weights[t] * loss
+    if hyper.optimizer == DENSE_ADAM and stop == n:
         if log is not None:
             log.settled.rows[:] = state.rows
             log.settled.momenta[:] = state.momenta
