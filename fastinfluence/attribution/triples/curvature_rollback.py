@@ -44,7 +44,8 @@ class CurvatureRollback(  # type: ignore[misc]  # explains triples, not pairs
 
     An explanation's `amplification` is the greatest root mean square gain that a change of one of
     the query's rows had on its way to the end; beyond `AMPLIFICATION_LIMIT` a `ChaosWarning`
-    says that training was chaotic.
+    says that training was chaotic. That is seen here only where a row's own steps overshoot:
+    what rows do to each other `Replay` sees.
     """
 
     def __init__(

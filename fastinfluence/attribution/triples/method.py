@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastinfluence.attribution.method import Attribution
 from fastinfluence.attribution.objectives import Objective
 from fastinfluence.attribution.triple_explanations import AMPLIFICATION_LIMIT, TripleExplanations
-from fastinfluence.errors import ChaosWarning, ParameterError
+from fastinfluence.errors import ChaosWarning, ParameterError, plural
 
 __all__ = ["TripleAttribution", "refuse_unit_norm", "warn_of_chaos"]
 
@@ -68,18 +68,20 @@ def refuse_unit_norm(method: Attribution) -> None:
 
 def warn_of_chaos(amplification: Array, recipe: Any) -> None:
     """Warn (ChaosWarning) where training amplified small changes beyond the limit."""
-    chaotic = np.count_nonzero(~(amplification <= AMPLIFICATION_LIMIT))
+    chaotic = int(np.count_nonzero(~(amplification <= AMPLIFICATION_LIMIT)))
     if not chaotic:
         return
-    worst = float(np.max(np.nan_to_num(amplification, nan=np.inf)))
+    worst = float(np.max(amplification))
+    often = f"{worst:.1e} times" if np.isfinite(worst) else "immeasurably"
+    calmer = [f"lower learning_rate (now {recipe.learning_rate:g})"]
+    if recipe.learning_rate_decay == "constant":
+        calmer.append("let it decline (learning_rate_decay='linear')")
+    calmer.append(f"raise regularization (now {recipe.regularization:g})")
     warnings.warn(
         f"training amplifies small changes: {chaotic:,} of {len(amplification):,} "
-        f"{'query' if chaotic == 1 else 'queries'} depend{'s' if chaotic == 1 else ''} up to "
-        f"{worst:.1e} times as much on what the rows were early in training as on what they are "
-        f"at its end (limit {AMPLIFICATION_LIMIT:g}). A derivative says little about leaving a "
-        f"triple out of such a run. Lower learning_rate (now {recipe.learning_rate:g}), let it "
-        f"decline (learning_rate_decay='linear'; now {recipe.learning_rate_decay!r}), or raise "
-        f"regularization (now {recipe.regularization:g})",
+        f"{plural('query', chaotic)} depend up to {often} as much on what the rows were early in "
+        f"training as on what they are at its end (limit {AMPLIFICATION_LIMIT:g}). A derivative "
+        f"says little about leaving a triple out of such a run: {', or '.join(calmer)}",
         ChaosWarning,
         stacklevel=4,
     )

@@ -110,11 +110,12 @@ class Replay(TripleAttribution, replay.Replay, of=KnowledgeGraphModel):
         dispatch.run_parts(part, parts, self._n_threads)
 
     def _facts(self, block: _Block) -> dict[str, Array]:
-        with np.errstate(invalid="ignore"):
-            amplification = np.where(block.norms > 0, block.greatest / block.norms, 1.0)
-        lanes = block.norms > 0
-        if lanes.any():
-            warn_of_chaos(amplification[lanes], self.model.trajectory_.recipe)
+        asked = block.norms > 0
+        amplification = np.ones(LANES)
+        np.divide(block.greatest, block.norms, out=amplification, where=asked)
+        amplification[np.isnan(amplification)] = np.inf  # beyond all numbers
+        if asked.any():
+            warn_of_chaos(amplification[asked], self.model.trajectory_.recipe)
         return {"amplification": amplification}
 
 
