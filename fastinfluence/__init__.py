@@ -25,13 +25,15 @@ from fastinfluence.data import (  # noqa: E402
     read_triples,
 )
 from fastinfluence.errors import FastInfluenceError  # noqa: E402
-from fastinfluence.models import MatrixFactorization, load  # noqa: E402
+from fastinfluence.models import ComplEx, DistMult, MatrixFactorization, load  # noqa: E402
 from fastinfluence.training import Trajectory  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ComplEx",
     "CurvatureRollback",
+    "DistMult",
     "Explanations",
     "FastInfluenceError",
     "GradientRollback",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fastinfluence
 from fastinfluence import dispatch
+from fastinfluence.data.triple_parts import SPLITS
 from fastinfluence.errors import RunDirectoryError
 from fastinfluence.memory import memory_budget
 from fastinfluence.storage import open_shards, read_run
@@ -73,14 +74,9 @@ def _model(path: Path) -> dict[str, Any]:
     found = read_run(path, mmap=True)
     arrays, meta = found.arrays, found.meta
     try:
-        labels = [side for side in ("user", "item") if f"data/{side}_labels" in arrays]
         return {
             "holds": found.kind,
-            "examples": len(arrays["data/users"]),
-            "users": len(arrays["data/user_ids"]),
-            "items": len(arrays["data/item_ids"]),
-            "values": "data/values" in arrays,
-            "labels": labels,
+            **(_triples(arrays) if "data/heads" in arrays else _pairs(arrays)),
             "recipe": meta["recipe"],
             "epochs": len(meta["losses"]),
             "loss": meta["losses"][-1],
@@ -89,6 +85,31 @@ def _model(path: Path) -> dict[str, Any]:
         }
     except (KeyError, IndexError) as missing:
         raise RunDirectoryError(f"{path} is no complete run of a model: {missing}") from missing
+
+
+def _pairs(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "examples": len(arrays["data/users"]),
+        "users": len(arrays["data/user_ids"]),
+        "items": len(arrays["data/item_ids"]),
+        "values": "data/values" in arrays,
+        "labels": [side for side in ("user", "item") if f"data/{side}_labels" in arrays],
+    }
+
+
+def _triples(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {
+        f"{split}_triples": len(arrays[f"data/{split}_heads"])
+        for split in SPLITS
+        if f"data/{split}_heads" in arrays
+    }
+    return {
+        "examples": len(arrays["data/heads"]),
+        **sizes,
+        "entities": len(arrays["data/entity_ids"]),
+        "relations": len(arrays["data/relation_ids"]),
+        "labels": [kind for kind in ("entity", "relation") if f"data/{kind}_labels" in arrays],
+    }
 
 
 def _shards(path: Path) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def _words(name: str, fact: Any) -> str:
         return ", ".join(map(str, fact)) or "none"
     if name in ("memory_budget", "bytes"):
         return _size(fact)
-    if name in ("model", "queries", "removals") and isinstance(fact, int):
+    if name in ("model", "changes", "queries", "removals") and isinstance(fact, int):
         return f"{fact:08x}"  # a checksum
     if isinstance(fact, float):
         return f"{fact:.4g}"

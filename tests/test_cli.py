@@ -69,7 +69,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
         ("train ratings.csv --user 0 --item 1", "Missing option '--out'"),
         ("explain nowhere queries.csv --out new.csv", "there is no run directory at"),
         ("explain ml queries.csv --out new.csv", "holds no manifest.json"),
-        ("explain run --out new.csv", "exactly one of QUERIES, --recommend and --all"),
+        ("explain run --out new.csv", "exactly one of QUERIES, --recommend, --all and --test"),
         ("explain run queries.csv --all --out new.csv", "exactly one of"),
         ("explain run ratings.csv --out new.csv", "there is no column 'user'"),
         ("explain run queries.csv --user item --item user --out new.csv", "unknown item 39"),

@@ -7,6 +7,9 @@ the commands, so that ``fastinfluence --help`` answers at once.
 from __future__ import annotations
 
 import errno
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,19 @@ from fastinfluence.cli.explain import explain
 from fastinfluence.cli.options import json_option, report
 from fastinfluence.cli.train import train
 from fastinfluence.errors import (
+    ChaosWarning,
     DataError,
     FastInfluenceError,
     ParameterError,
     RunDirectoryError,
     UnknownIdError,
+    UnseenWarning,
 )
 
 __all__ = ["main"]
 
 _BAD_INPUT = (DataError, ParameterError, UnknownIdError, RunDirectoryError)
+_WARNINGS = (ChaosWarning, UnseenWarning)
 
 
 class _Commands(click.Group):
@@ -35,7 +41,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _told_warnings():
+                return super().invoke(context)
         except FastInfluenceError as error:
             click.echo(f"error: {error}", err=True)
             context.exit(2 if _is_bad_input(error) else 1)
@@ -44,6 +51,24 @@ class _Commands(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             context.exit(1)
+
+
+@contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Warnings of this library as lines for people, each kind of place once."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, _WARNINGS):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                shown(message, category, *place, **more)
+
+        for category in _WARNINGS:
+            warnings.simplefilter("default", category)
+        warnings.showwarning = show
+        yield
 
 
 def _is_bad_input(error: FastInfluenceError) -> bool:
@@ -66,16 +91,20 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--dataset", type=click.Choice(["npm"]), default="npm", show_default=True, help="Bundled data."
+    "--dataset",
+    type=click.Choice(["npm", "nations"]),
+    default="npm",
+    show_default=True,
+    help="Bundled data: dependencies of packages, or a knowledge graph.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the model and its explanations."
 )
 def demo(dataset: str, out: Path | None) -> None:
-    """Explain recommendations on real data, and check by retraining.
+    """Explain predictions on real data, and check by retraining.
 
-    Trains on the dependencies of npm packages, says why it recommends others, then leaves
-    the reasons out and trains again. Takes under a minute.
+    Trains on the dependencies of npm packages, or on what nations do to each other, says why it
+    predicts others, then leaves the reasons out and trains again. Takes under a minute.
     """
     from fastinfluence import demo as demonstrations
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,13 @@ import click
 
 import fastinfluence
 from fastinfluence.cli.methods import METHODS, make_method
-from fastinfluence.cli.options import column_option, json_option, read_queries, report
-from fastinfluence.errors import MissingExtraError, RunDirectoryError
+from fastinfluence.cli.options import RETRAINING, check_target, json_option, report, several
+from fastinfluence.cli.protocol import protocol
+from fastinfluence.cli.queries import Asked, of_triples, query_options
+from fastinfluence.errors import MissingExtraError
 from fastinfluence.evaluation import compare, deletion_effect, sample_queries, subset_removal
 from fastinfluence.evaluation.comparison import without_nan
-from fastinfluence.models import MatrixFactorization, load
+from fastinfluence.models import Model, load
 from fastinfluence.storage import tables
 from fastinfluence.storage.atomic import atomic_file
 
@@ -28,28 +29,6 @@ if TYPE_CHECKING:
     from fastinfluence.evaluation import Comparison, DeletionEffect
 
 __all__ = ["evaluate"]
-
-_RETRAINING = "retraining"
-
-
-def _several(
-    read: Callable[[str], Any], what: str
-) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
-    """A callback that reads an option with several entries, separated by commas."""
-
-    def callback(
-        context: click.Context, option: click.Parameter, text: str | None
-    ) -> tuple[Any, ...]:
-        entries = [] if text is None else text.split(",")
-        try:
-            found = tuple(read(entry.strip()) for entry in entries)
-        except (ValueError, KeyError):
-            raise click.BadParameter(f"give {what}, separated by commas, not {text!r}") from None
-        if len(set(found)) < len(found):
-            raise click.BadParameter(f"{text!r} names the same twice")
-        return found
-
-    return callback
 
 
 def _share(text: str) -> float:
@@ -67,11 +46,22 @@ def _size(text: str) -> int:
 def _methods(context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
     if text == "all":
         return tuple(METHODS)
-    read = _several(lambda name: METHODS[name].name, f"'all' or some of {', '.join(METHODS)}")
+    read = several(lambda name: METHODS[name].name, f"'all' or some of {', '.join(METHODS)}")
     return read(context, option, text)
 
 
-@click.command()
+class _Evaluate(click.Command):
+    """Hands over to `protocol` where published experiments are asked for."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> click.Context:
+        published = any(one.partition("=")[0] == "--protocol" for one in args)
+        make = protocol.make_context if published else super().make_context
+        return make(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Evaluate)
 @click.argument("run")
 @click.option(
     "--methods",
@@ -86,16 +76,17 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
     metavar="N|FILE",
     default="20",
     show_default=True,
-    help="The best recommendations of N random users, or a file with users and items.",
+    help="The best recommendations of N random users (of triples the best tails of N random test "
+    "questions), or a file with users and items (heads, relations and tails).",
 )
-@column_option("user", "users in FILE (default: user)")
-@column_option("item", "items in FILE (default: item)")
+@query_options
 @click.option(
     "--adjacent",
     type=click.IntRange(min=0),
     default=125,
     show_default=True,
-    help="Examples of each query's user or item to leave out, one at a time.",
+    help="Examples of each query's user or item (triples with its relation or one of its "
+    "entities) to leave out, one at a time.",
 )
 @click.option(
     "--others",
@@ -107,7 +98,7 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option(
     "--lds",
     metavar="SHARES",
-    callback=_several(_share, "numbers between 0 and 1"),
+    callback=several(_share, "numbers between 0 and 1"),
     help="Add the linear datamodeling score for random subsets of these shares of the examples, "
     "such as 0.001,0.05.",
 )
@@ -121,7 +112,7 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option(
     "--deletion",
     metavar="SIZES",
-    callback=_several(_size, "numbers of examples"),
+    callback=several(_size, "numbers of examples"),
     help="Also leave out explanations of these sizes, such as 1,10, and count the predictions "
     "that fall and the best recommendations that change.",
 )
@@ -134,8 +125,6 @@ def evaluate(
     run: str,
     methods: tuple[str, ...],
     queries: str,
-    user: str | int | None,
-    item: str | int | None,
     adjacent: int,
     others: int,
     lds: tuple[float, ...],
@@ -146,21 +135,27 @@ def evaluate(
     out: Path,
     resume: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure attribution methods against retraining without single examples.
 
     RUN is what `train` wrote. Writes table.csv, table.json with all settings, picture.png,
     with --deletion deletion.csv, and the results of all retrainings.
+
+    `evaluate --protocol gradient-rollback-paper` takes no RUN and repeats the experiments of the
+    Gradient Rollback paper: see `evaluate --protocol gradient-rollback-paper --help`.
     """
     start = time.perf_counter()
-    _check_target(out, resume)
-    model = load(run)
-    pairs = _pairs(model, queries, user, item, rng)
+    check_target(out, resume)
+    model, asked = load(run), Asked.of(options)
+    listed = _queries(model, asked, queries, rng)
+    what = asked.what(model, listed)
     settings = {
         "run": run,
         "out": os.fspath(out),
         **_facts(model),
-        "queries": pairs,
+        "queries": listed,
+        **_objective(model, asked),
         "adjacent": adjacent,
         "others": others,
         "lds": lds,
@@ -169,11 +164,11 @@ def evaluate(
         "rng": rng,
         "n_threads": n_threads,
     }
-    asked = {name: _Method(name, model, pairs, n_threads) for name in methods}
-    comparison, effect, n_retrainings = _measure(model, asked, settings, out / _RETRAINING)
+    made = {name: _Method(name, model, what, n_threads) for name in methods}
+    comparison, effect, n_retrainings = _measure(model, made, what, settings, out / RETRAINING)
     written, shown = _write(out, comparison, effect)
     summary = settings | {
-        "n_queries": len(pairs),
+        "n_queries": len(listed),
         "n_retrainings": n_retrainings,
         "seconds": time.perf_counter() - start,
         "methods": without_nan(comparison.rows),
@@ -194,8 +189,8 @@ class _Method:
     """A method that is made when it is first asked, so that the comparison times all its work."""
 
     name: str
-    model: MatrixFactorization
-    pairs: list[tuple[Any, Any]]
+    model: Model
+    queries: Any
     n_threads: int | None
 
     @property
@@ -205,27 +200,27 @@ class _Method:
 
     @cached_property
     def made(self) -> Any:
-        return make_method(self.name, self.model, self.pairs, n_threads=self.n_threads)
+        return make_method(self.name, self.model, self.queries, n_threads=self.n_threads)
 
     def influence(self, objective: Any) -> Any:
         return self.made.influence(objective)
 
 
 def _measure(
-    model: MatrixFactorization, asked: dict[str, _Method], settings: dict[str, Any], kept: Path
+    model: Model, asked: dict[str, _Method], queries: Any, settings: dict[str, Any], kept: Path
 ) -> tuple[Comparison, DeletionEffect | None, int]:
     """Compare the methods, delete their explanations; the number of retrainings of both."""
-    pairs, sizes = settings["queries"], settings["deletion_sizes"]
+    sizes = settings["deletion_sizes"]
     common = {name: settings[name] for name in ("rng", "n_threads")}
     removals = [
         subset_removal(
-            model, pairs, share, settings["subsets"], path=kept / f"subsets-{share:g}", **common
+            model, queries, share, settings["subsets"], path=kept / f"subsets-{share:g}", **common
         )
         for share in settings["lds"]
     ]
     comparison = compare(
         asked,
-        pairs,
+        queries,
         subsets=removals,
         adjacent=settings["adjacent"],
         others=settings["others"],
@@ -236,52 +231,47 @@ def _measure(
     n_retrainings += sum(len(subset.removals) for subset in removals)
     if not sizes:
         return comparison, None, n_retrainings
-    rankings = {name: one.made.explain(pairs, max(sizes)) for name, one in asked.items()}
-    effect = deletion_effect(model, pairs, rankings, sizes, path=kept / "deletion", **common)
+    rankings = {name: one.made.explain(queries, max(sizes)) for name, one in asked.items()}
+    effect = deletion_effect(model, queries, rankings, sizes, path=kept / "deletion", **common)
     return comparison, effect, n_retrainings + effect.n_retrainings
 
 
-def _check_target(out: Path, resume: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not resume:
-        raise RunDirectoryError(
-            f"{out} exists already: choose another name, or go on with it by --resume"
-        )
-    if not (out / _RETRAINING).is_dir():
-        raise RunDirectoryError(f"{out} holds no {_RETRAINING} folder: nothing to go on with")
-
-
-def _pairs(
-    model: MatrixFactorization,
-    queries: str,
-    user: str | int | None,
-    item: str | int | None,
-    rng: int,
-) -> list[tuple[Any, Any]]:
-    if queries.isdecimal():
-        if int(queries) == 0:
-            raise click.UsageError("--queries 0 asks for nothing: give 1 or more, or a file")
-        if user is not None or item is not None:
-            raise click.UsageError("--user and --item name columns of a file of queries")
+def _queries(model: Model, asked: Asked, queries: str, rng: int) -> list[tuple[Any, ...]]:
+    drawn = queries.isdecimal()
+    if drawn and int(queries) == 0:
+        raise click.UsageError("--queries 0 asks for nothing: give 1 or more, or a file")
+    asked.check(model, from_file=not drawn)
+    if drawn:
+        if asked.predict == "head":
+            raise click.UsageError("--predict head needs a file of queries: tails are drawn")
         return sample_queries(model, int(queries), rng)
-    columns = read_queries(model, queries, user, item)
-    return [*zip(columns["user"].tolist(), columns["item"].tolist(), strict=True)]
+    return [*zip(*map(list, asked.read(model, queries).values()), strict=True)]
 
 
-def _facts(model: MatrixFactorization) -> dict[str, Any]:
+def _objective(model: Model, asked: Asked) -> dict[str, Any]:
+    if not of_triples(model):
+        return {}
+    return {"objective": asked.objective or "score", "predict": asked.predict or "tail"}
+
+
+def _facts(model: Model) -> dict[str, Any]:
     """What was evaluated: enough to tell another model, or other data, apart."""
     trajectory, data = model.trajectory_, model.data_
+    if of_triples(model):
+        columns = (data.heads, data.relations, data.tails)
+        sizes = {"n_entities": data.n_entities, "n_relations": data.n_relations}
+    else:
+        columns = (data.users, data.items, data.values)
+        sizes = {"n_users": data.n_users, "n_items": data.n_items}
     checksum = 0
-    for column in (data.users, data.items, data.values, trajectory.program.weights):
+    for column in (*columns, trajectory.program.weights):
         checksum = zlib.crc32(column.tobytes(), checksum)
     return {
         "fastinfluence": fastinfluence.__version__,
         "model": f"{trajectory.fingerprint():08x}",
         "data": f"{checksum:08x}",
         "n_examples": len(data),
-        "n_users": data.n_users,
-        "n_items": data.n_items,
+        **sizes,
         "n_epochs": trajectory.n_epochs,
         "hyperparameters": trajectory.recipe.to_dict(),
     }

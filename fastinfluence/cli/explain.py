@@ -12,15 +12,16 @@ import numpy as np
 
 from fastinfluence.attribution import GradientRollback
 from fastinfluence.cli.methods import METHODS, make_method, streams
-from fastinfluence.cli.options import column_option, json_option, read_queries, report
+from fastinfluence.cli.options import json_option, report
+from fastinfluence.cli.queries import Asked, of_triples, query_options
 from fastinfluence.data import Interactions
-from fastinfluence.errors import ParameterError, RunDirectoryError
+from fastinfluence.errors import DataError, ParameterError, RunDirectoryError
 from fastinfluence.memory import memory_budget
-from fastinfluence.models import MatrixFactorization, load
+from fastinfluence.models import load
 from fastinfluence.storage import tables
 
 if TYPE_CHECKING:
-    from fastinfluence.attribution import Explanations
+    from fastinfluence.attribution.base_explanations import BaseExplanations
 
 __all__ = ["explain"]
 
@@ -34,9 +35,11 @@ _ROW_BYTES = 120  # of one example in the table that a file is written from
     "--recommend",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Explain the K best recommendations of every user.",
+    help="Explain the K best recommendations of every user; of triples the K best answers to "
+    "every question of the test triples.",
 )
 @click.option("--all", "every_pair", is_flag=True, help="Explain every pair of a user and an item.")
+@click.option("--test", is_flag=True, help="Explain the test triples of the run.")
 @click.option(
     "--method", type=click.Choice([*METHODS]), default=GradientRollback.name, show_default=True
 )
@@ -59,8 +62,7 @@ _ROW_BYTES = 120  # of one example in the table that a file is written from
     "of predictions.",
 )
 @click.option("--resume", is_flag=True, help="Continue a folder that an interrupted call left.")
-@column_option("user", "users in QUERIES (default: user)")
-@column_option("item", "items in QUERIES (default: item)")
+@query_options
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -72,29 +74,41 @@ def explain(
     queries: str | None,
     recommend: int | None,
     every_pair: bool,
+    test: bool,
     method: str,
     k: int,
     opponents: bool,
     out: str,
     resume: bool,
-    user: str | int | None,
-    item: str | int | None,
     batch_size: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the training examples behind predictions of a model.
 
-    RUN is what `train` wrote. QUERIES is a file with the users and items of the predictions;
-    --recommend and --all take its place.
+    RUN is what `train` wrote. QUERIES is a file with the users and items of the predictions, or
+    their heads, relations and tails; where a head or tail is left empty, the model's own best
+    one is explained. --recommend, --all and --test take its place.
     """
     start = time.perf_counter()
-    if [queries is not None, recommend is not None, every_pair].count(True) != 1:
-        raise click.UsageError("say what to explain: exactly one of QUERIES, --recommend and --all")
+    if [queries is not None, recommend is not None, every_pair, test].count(True) != 1:
+        raise click.UsageError(
+            "say what to explain: exactly one of QUERIES, --recommend, --all and --test"
+        )
     to_folder = _check_target(out, resume)
     _check_method(method, to_folder, batch_size)
-    model = load(run)
-    pairs = _pairs(model, queries, recommend, user, item)
-    attribution = make_method(method, model, pairs)
+    model, asked = load(run), Asked.of(options)
+    asked.check(model, from_file=queries is not None)
+    if queries is not None:
+        wanted = asked.read(model, queries)
+    elif of_triples(model):
+        wanted = _triples(model, recommend, every_pair, asked.predict or "tail")
+    else:
+        wanted = _pairs(model, recommend, test)
+    if wanted is None and not to_folder:
+        wanted = _all_pairs(model.data_)
+    what = None if wanted is None else asked.what(model, wanted)
+    attribution = make_method(method, model, what)
     summary: dict[str, Any] = {
         "run": run,
         "out": out,
@@ -103,18 +117,18 @@ def explain(
         "k": k,
         "proponents": not opponents,
     }
+    if of_triples(model):
+        summary["objective"] = asked.objective or "score"
     example = ""
     if to_folder:
         n_queries = attribution.explain_to(
-            out, pairs, k, proponents=not opponents, batch_size=batch_size, resume=resume
+            out, what, k, proponents=not opponents, batch_size=batch_size, resume=resume
         )
     else:
-        if pairs is None:
-            pairs = _all_pairs(model.data_)
-        n_queries = len(pairs["user"])
+        n_queries = _length(wanted)
         _check_size(n_queries, k)
-        options = {"batch_size": batch_size} if streams(method) else {}
-        found = attribution.explain(pairs, k, proponents=not opponents, **options)
+        in_batches = {"batch_size": batch_size} if streams(method) else {}
+        found = attribution.explain(what, k, proponents=not opponents, **in_batches)
         found.save(out)
         example = _example(found)
     summary |= {"n_queries": n_queries, "seconds": time.perf_counter() - start}
@@ -159,20 +173,42 @@ def _check_method(method: str, to_folder: bool, batch_size: int | None) -> None:
         raise click.UsageError(f"{method} has batches of its own: leave out --batch-size")
 
 
-def _pairs(
-    model: MatrixFactorization,
-    queries: str | None,
-    recommend: int | None,
-    user: str | int | None,
-    item: str | int | None,
-) -> dict[str, Any] | None:
+def _pairs(model: Any, recommend: int | None, test: bool) -> dict[str, Any] | None:
     """Columns of raw ids, or None for all pairs."""
-    if queries is not None:
-        return read_queries(model, queries, user, item)
-    if recommend is not None:
-        best, _ = model.recommend(k=recommend)
-        return {"user": np.repeat(model.data_.user_ids, recommend), "item": best.ravel()}
-    return None
+    if test:
+        raise click.UsageError("--test explains triples: this run has no test data")
+    if recommend is None:
+        return None
+    best, _ = model.recommend(k=recommend)
+    return {"user": np.repeat(model.data_.user_ids, recommend), "item": best.ravel()}
+
+
+def _triples(model: Any, recommend: int | None, every_pair: bool, predict: str) -> Any:
+    """Test triples, or columns of raw ids."""
+    if every_pair:
+        raise click.UsageError("--all is for models of pairs: use --test, or --recommend")
+    data = model.data_
+    if recommend is None:
+        if data.test is None:
+            raise DataError(
+                "the run has no test triples: give a file of queries, or train with --test"
+            )
+        return data.test
+    asked = data if data.test is None else data.test
+    given = asked.heads if predict == "tail" else asked.tails
+    entities, relations = np.unique(np.stack([given, asked.relations]), axis=1)
+    known, relation = data.entity_ids[entities], data.relation_ids[relations]
+    if predict == "tail":
+        best, _ = model.predict_tails(known, relation, recommend)
+    else:
+        best, _ = model.predict_heads(relation, known, recommend)
+    repeated, answers = np.repeat(known, recommend), best.ravel()
+    heads, tails = (repeated, answers) if predict == "tail" else (answers, repeated)
+    return {"head": heads, "relation": np.repeat(relation, recommend), "tail": tails}
+
+
+def _length(wanted: Any) -> int:
+    return len(next(iter(wanted.values()))) if isinstance(wanted, dict) else len(wanted)
 
 
 def _all_pairs(data: Interactions) -> dict[str, Any]:
@@ -193,7 +229,7 @@ def _check_size(n_queries: int, k: int) -> None:
         )
 
 
-def _example(found: Explanations) -> str:
+def _example(found: BaseExplanations[Any]) -> str:
     if not len(found):
         return ""
     return f" The first of them:\n\n{found.because(0)}"

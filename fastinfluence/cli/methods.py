@@ -6,7 +6,7 @@ from typing import Any
 
 from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
 from fastinfluence.attribution.base import RowAttribution
-from fastinfluence.models import MatrixFactorization
+from fastinfluence.models import Model
 
 __all__ = ["METHODS", "make_method", "streams"]
 
@@ -16,10 +16,10 @@ METHODS: dict[str, type[Any]] = {
 
 
 def make_method(
-    name: str, model: MatrixFactorization, pairs: Any = None, *, n_threads: int | None = None
+    name: str, model: Model, queries: Any = None, *, n_threads: int | None = None
 ) -> Any:
-    """Make the attribution object that explains the predictions `pairs`, or any where None."""
-    options = {"rows": pairs} if name == CurvatureRollback.name else {}  # others take no longer
+    """Make the attribution object that explains these queries, or any where None."""
+    options = {"rows": queries} if name == CurvatureRollback.name else {}  # others take no longer
     return METHODS[name](model, n_threads=n_threads, **options)
 
 

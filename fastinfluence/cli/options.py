@@ -1,21 +1,20 @@
-"""What the commands share: options for columns and hyper-parameters, queries, the report."""
+"""What the commands share: kinds of options, the folder of an evaluation, the report."""
 
 from __future__ import annotations
 
-import inspect
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from fastinfluence.data.readers import read_table
-from fastinfluence.models import MatrixFactorization
-from fastinfluence.training.recipe import LOSSES, OPTIMIZERS
+from fastinfluence.errors import RunDirectoryError
 
-__all__ = ["column_option", "hyperparameters", "json_option", "read_queries", "report"]
+__all__ = ["RETRAINING", "check_target", "column_option", "json_option", "report", "several"]
 
-_CHOICES = {"loss": LOSSES, "optimizer": OPTIMIZERS, "dtype": ("float32", "float64")}
+RETRAINING = "retraining"  # in the folder that `evaluate` writes
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -34,58 +33,38 @@ def column_option(name: str, what: str) -> Callable[[Command], Command]:
     return click.option(f"--{name}", metavar="COLUMN", callback=_column, help=words)
 
 
-def hyperparameters(command: Command) -> Command:
-    """Make every hyper-parameter of the model an option with its default and description."""
-    described = _descriptions(MatrixFactorization)
-    parameters = inspect.signature(MatrixFactorization).parameters
-    for name in reversed(parameters):
-        default = parameters[name].default
-        command = click.option(
-            f"--{name.replace('_', '-')}",
-            type=_type(name, default),
-            default=default,
-            show_default=default is not None,
-            help=described.get(name),
-        )(command)
-    return command
-
-
-def _type(name: str, default: object) -> Any:
-    if name in _CHOICES:
-        return click.Choice(_CHOICES[name])
-    return int if default is None else type(default)  # None stands for a count or a seed
-
-
-def _descriptions(model: type) -> dict[str, str]:
-    """Read the Parameters section of a numpydoc docstring."""
-    section = (inspect.getdoc(model) or "").partition("Parameters\n----------\n")[2]
-    described: dict[str, str] = {}
-    name = ""
-    for line in section.partition("\n\n")[0].splitlines():
-        if line.startswith(" "):
-            described[name] = f"{described[name]} {line.strip()}".strip().replace("`", "")
-        else:
-            name = line.partition(" :")[0]
-            described[name] = ""
-    return described
-
-
-def read_queries(
-    model: MatrixFactorization, file: str, user: str | int | None, item: str | int | None
-) -> dict[str, Any]:
-    """Columns ``user`` and ``item`` of raw ids, from a file with columns of these or other names.
-
-    Ids that happen to be numbers are read as text where the model's ids are text.
-    """
-    chosen = ("user" if user is None else user, "item" if item is None else item)
-    found = read_table(file, chosen).values()
-    sides = (("user", model.data_.user_ids), ("item", model.data_.item_ids))
-    return {
-        name: column.astype(str) if ids.dtype.kind == "U" and column.dtype.kind == "i" else column
-        for column, (name, ids) in zip(found, sides, strict=True)
-    }
-
-
 def report(as_json: bool, summary: dict[str, Any], text: str) -> None:
     """Print the end of a command, for a program or for a person."""
     click.echo(json.dumps(summary) if as_json else text)
+
+
+def several(
+    read: Callable[[str], Any], what: str
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    """A callback that reads an option with several entries, separated by commas."""
+
+    def callback(
+        context: click.Context, option: click.Parameter, text: str | None
+    ) -> tuple[Any, ...]:
+        entries = [] if text is None else text.split(",")
+        try:
+            found = tuple(read(entry.strip()) for entry in entries)
+        except (ValueError, KeyError):
+            raise click.BadParameter(f"give {what}, separated by commas, not {text!r}") from None
+        if len(set(found)) < len(found):
+            raise click.BadParameter(f"{text!r} names the same twice")
+        return found
+
+    return callback
+
+
+def check_target(out: Path, resume: bool) -> None:
+    """Raise RunDirectoryError where an evaluation cannot be written, or gone on with."""
+    if not os.path.lexists(out):
+        return
+    if not resume:
+        raise RunDirectoryError(
+            f"{out} exists already: choose another name, or go on with it by --resume"
+        )
+    if not (out / RETRAINING).is_dir():
+        raise RunDirectoryError(f"{out} holds no {RETRAINING} folder: nothing to go on with")

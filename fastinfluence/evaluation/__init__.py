@@ -29,6 +29,7 @@ from fastinfluence.evaluation.metrics import (
 )
 from fastinfluence.evaluation.neighbours import sample_examples, sample_queries
 from fastinfluence.evaluation.noise import corrupt, noisy_example_auc
+from fastinfluence.evaluation.paper_protocol import PaperExperiment, gradient_rollback_paper
 from fastinfluence.evaluation.patching import tail_patch
 from fastinfluence.evaluation.retraining import leave_out, retrain_values
 from fastinfluence.evaluation.stability import Stability, stability
@@ -40,6 +41,7 @@ __all__ = [
     "DeletionCurve",
     "DeletionEffect",
     "LinkPrediction",
+    "PaperExperiment",
     "RelationTable",
     "SeedTruth",
     "Stability",
@@ -52,6 +54,7 @@ __all__ = [
     "corrupt",
     "deletion_curve",
     "deletion_effect",
+    "gradient_rollback_paper",
     "leave_one_out",
     "leave_out",
     "linear_datamodeling_score",
