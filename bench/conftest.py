@@ -95,6 +95,27 @@ def ml_100k(smoke: bool, facts: dict[str, Any]) -> fi.Interactions:
 
 
 @pytest.fixture(scope="session")
+def fb15k_237(smoke: bool, facts: dict[str, Any]) -> fi.Triples:
+    """FB15k-237, or a graph of its shape."""
+    data, facts["fb15k_237"] = data_sets.fb15k_237(smoke)
+    return data
+
+
+@pytest.fixture(scope="session")
+def codex_s(smoke: bool, facts: dict[str, Any]) -> fi.Triples:
+    """CoDEx-S, or a graph of its shape."""
+    data, facts["codex_s"] = data_sets.codex_s(smoke)
+    return data
+
+
+@pytest.fixture(scope="session")
+def umls(smoke: bool, facts: dict[str, Any]) -> fi.Triples:
+    """UMLS, or a graph of its shape."""
+    data, facts["umls"] = data_sets.umls(smoke)
+    return data
+
+
+@pytest.fixture(scope="session")
 def model(ml_1m: fi.Interactions) -> fi.MatrixFactorization:
     """The model that is explained: k = 64, 20 epochs, everything else the default."""
     return fi.MatrixFactorization(n_factors=N_FACTORS, rng=0).fit(ml_1m, show_progress=False)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import statistics
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ PACKAGES = (
     "captum",
     "dattri",
     "pyDVL",
+    "pykeen",
 )
 
 _SIDE = 2048
@@ -61,6 +63,24 @@ def copy_bandwidth(rounds: int = 7) -> float:
         np.copyto(target, source)
         seconds.append(time.perf_counter() - start)
     return 2 * source.nbytes / 1e9 / statistics.median(seconds)
+
+
+def copy_seconds() -> float:
+    """Seconds of copying 128 MB in memory, beyond any cache, on one thread."""
+    source, target = _copied()
+    start = time.perf_counter()
+    np.copyto(target, source)
+    return time.perf_counter() - start
+
+
+def copy_bytes() -> float:
+    """Bytes that `copy_seconds` reads and writes."""
+    return 2.0 * _copied()[0].nbytes
+
+
+@cache
+def _copied() -> tuple[np.ndarray, np.ndarray]:
+    return np.ones(2**25, np.float32), np.ones(2**25, np.float32)
 
 
 def disk_bandwidth(folder: Path, size: int) -> float:
