@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 import fastinfluence
 from fastinfluence.cli.methods import METHODS, make_method
@@ -245,7 +246,8 @@ def _queries(model: Model, asked: Asked, queries: str, rng: int) -> list[tuple[A
         if asked.predict == "head":
             raise click.UsageError("--predict head needs a file of queries: tails are drawn")
         return sample_queries(model, int(queries), rng)
-    return [*zip(*map(list, asked.read(model, queries).values()), strict=True)]
+    columns = asked.read(model, queries).values()
+    return [*zip(*(np.asarray(column, object).tolist() for column in columns), strict=True)]
 
 
 def _objective(model: Model, asked: Asked) -> dict[str, Any]:
