@@ -185,7 +185,7 @@ class PaperExperiment:
         for length in self.retrain_epochs:
             lines = [_line(row) for row in rows if row["retrain_epochs"] == length]
             heads = ["left out", "triples", "falls (PD)", "changes (TC)", "mean drop", "published"]
-            epochs = f"{length} epoch{'s' if length > 1 else ''}"
+            epochs = f"{length} {plural('epoch', length)}"
             blocks.append(f"trained again for {epochs}\n{text_table(heads, lines)}")
         return "\n\n".join(blocks)
 
@@ -465,7 +465,7 @@ def _lengths(setting: _Setting, retrain_epochs: int | str, dataset: str) -> tupl
     if retrain_epochs not in able:
         raise ParameterError(
             f"retrain_epochs={retrain_epochs!r}: {dataset} is trained again for "
-            f"{' or '.join(map(str, able))} epochs"
+            f"{' or '.join(map(str, able))} {plural('epoch', max(able))}"
         )
     return (int(retrain_epochs),)
 
