@@ -29,7 +29,9 @@ from .row_optimizers import (
     ADAM,
     DENSE_ADAM,
     SGD,
+    TERMS,
     catch_up,
+    decays,
     move,
     settle,
     step_sizes,
@@ -151,11 +153,11 @@ def _move_one(hyper, state, r, gradient, size, is_entity):
 
 
 @inner_kernel
-def _prepare(hyper, state, r, time, first, sizes, root):
+def _prepare(hyper, state, r, time, first, sizes, table, sums):
     """Bring a row of dense Adam to the time before a step."""
     catch_up(
         hyper, state.rows[r], state.momenta[r], state.squares[r], state.clocks[r], time, first,
-        sizes, root,
+        sizes, table, sums,
     )  # fmt: skip
     state.clocks[r] = time
 
@@ -235,25 +237,28 @@ class Scratch(NamedTuple):
     parts: Any  # (3, d): gradients of the subject, the relation and the answer
     before: Any  # (3, d): their rows
     own: Any  # (2,)
+    table: Any  # (n, TERMS + 2): see `row_optimizers.decays`
+    sums: Any  # (TERMS,)
 
 
 @kernel
-def _scratch(n_entities, most, d, dtype):
+def _scratch(n_entities, most, d, dtype, hyper):
     return Scratch(
         np.empty(most, np.int32), np.empty(most, dtype), np.empty(most, dtype),
         np.empty(most, dtype), np.full(n_entities, -1, np.int64), np.empty(n_entities, np.int64),
         np.empty(d, dtype), np.zeros(-(-d // LANES) * LANES, dtype), np.empty(d, dtype),
-        np.zeros((3, d), dtype), np.empty((3, d), dtype), np.zeros(2, dtype),
+        np.zeros((3, d), dtype), np.empty((3, d), dtype), np.zeros(2, dtype), decays(hyper),
+        np.empty(TERMS),
     )  # fmt: skip
 
 
 @inner_kernel
-def _bring_up(hyper, state, subject, relation, candidates, time, first, sizes, root):
+def _bring_up(hyper, state, subject, relation, candidates, time, first, sizes, table, sums):
     """Bring the rows of a step to the time before it (dense Adam)."""
-    _prepare(hyper, state, subject, time, first, sizes, root)
-    _prepare(hyper, state, relation, time, first, sizes, root)
+    _prepare(hyper, state, subject, time, first, sizes, table, sums)
+    _prepare(hyper, state, relation, time, first, sizes, table, sums)
     for c in range(candidates.shape[0]):
-        _prepare(hyper, state, candidates[c], time, first, sizes, root)
+        _prepare(hyper, state, candidates[c], time, first, sizes, table, sums)
 
 
 @inner_kernel
@@ -295,7 +300,10 @@ def _take_step(
         counts = scratch.counts[:m]
         _log_state(log, t, side, hyper, state, subject, relation, candidates, counts)
     if dense:
-        _bring_up(hyper, state, subject, relation, candidates, time, first, sizes, scratch.vector)
+        _bring_up(
+            hyper, state, subject, relation, candidates, time, first, sizes, scratch.table,
+            scratch.sums,
+        )  # fmt: skip
     if log is not None:
         _log_rows(log, t, side, hyper.sides, state.rows, subject, relation, candidates)
     compose(graph.complex, flip, state.rows[subject], state.rows[relation], x)
@@ -369,7 +377,7 @@ def graph_epoch(
     most = graph.n_entities if sampler.n_negatives < 0 else sampler.n_negatives + 1
     first = epoch * n * sides
     sizes = step_sizes(hyper, first, stop * sides)
-    scratch = _scratch(graph.n_entities, most, state.rows.shape[1], state.rows.dtype)
+    scratch = _scratch(graph.n_entities, most, state.rows.shape[1], state.rows.dtype, hyper)
     total = 0.0
     for t in range(start, stop):
         if examples.weights[t] == 0:
@@ -389,5 +397,5 @@ def graph_epoch(
             log.settled.momenta[:] = state.momenta
             log.settled.squares[:] = state.squares
             log.settled.clocks[:] = state.clocks
-        settle(state, hyper, first + n * sides, first, sizes)
+        settle(state, hyper, first + n * sides, first, sizes, scratch.table)
     return total, -1

@@ -318,9 +318,8 @@ def moved(hyper, tables, gradient, clock, time):
     row, momenta, squares = (table.copy() for table in tables)
     sizes = row_optimizers.step_sizes(hyper, 0, time + 1)
     if hyper.optimizer == OPTIMIZERS.index(DENSE):
-        row_optimizers.catch_up(
-            hyper, row, momenta, squares, clock, time, 0, sizes, np.empty_like(row)
-        )
+        table, sums = row_optimizers.decays(hyper), np.empty(row_optimizers.TERMS)
+        row_optimizers.catch_up(hyper, row, momenta, squares, clock, time, 0, sizes, table, sums)
     row_optimizers.move(hyper, row, momenta, squares, gradient, sizes[time + 1])
     return np.array([row, momenta, squares])
 

@@ -263,5 +263,6 @@ def test_stops_before_the_step_whose_loss_is_not_finite(bad, loss, optimizer):
     if optimizer == DENSE:  # the rows the step would have read were brought up to its time
         sizes = row_optimizers.step_sizes(problem.hyper, 0, 14)
         for state in states:
-            row_optimizers.settle(state, problem.hyper, 14, 0, sizes)
+            table = row_optimizers.decays(problem.hyper)
+            row_optimizers.settle(state, problem.hyper, 14, 0, sizes, table)
     assert_same_bits(*states)
