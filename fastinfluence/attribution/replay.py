@@ -171,7 +171,10 @@ class Replay(Attribution):
             more.append(facts)
         indices, values, totals = map(np.concatenate, zip(*tops, strict=True))
         facts = {name: np.concatenate([some[name] for some in more]) for name in more[0]}
-        return self._explained(quantity, (indices, values, totals), proponents, **facts)
+        explained: Explanations = self._explained(
+            quantity, (indices, values, totals), proponents, **facts
+        )
+        return explained
 
     def influence(self, queries: Any, *, dense: bool = True) -> npt.NDArray[np.floating[Any]]:
         """Influence (n_queries, n_train) of every training example on every query.
