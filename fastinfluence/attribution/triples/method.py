@@ -78,10 +78,10 @@ def warn_of_chaos(amplification: Array, recipe: Any) -> None:
         calmer.append("let it decline (learning_rate_decay='linear')")
     calmer.append(f"raise regularization (now {recipe.regularization:g})")
     warnings.warn(
-        f"training amplifies small changes: {chaotic:,} of {len(amplification):,} "
-        f"{plural('query', chaotic)} depend up to {often} as much on what the rows were early in "
-        f"training as on what they are at its end (limit {AMPLIFICATION_LIMIT:g}). A derivative "
-        f"says little about leaving a triple out of such a run: {', or '.join(calmer)}",
+        f"training amplifies small changes: to {chaotic:,} of {len(amplification):,} "
+        f"{plural('query', len(amplification))} it matters up to {often} as much what the rows "
+        f"were early in training as what they are at its end (limit {AMPLIFICATION_LIMIT:g}). A "
+        f"derivative says little about leaving a triple out of such a run: {', or '.join(calmer)}",
         ChaosWarning,
         stacklevel=4,
     )
