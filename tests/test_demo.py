@@ -91,6 +91,65 @@ def test_columns_line_up() -> None:
     )
 
 
+# -------------------------------------------------------------------- nations
+
+
+@pytest.fixture(scope="module")
+def graph_shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Text and folder of the demonstration on a knowledge graph."""
+    folder = tmp_path_factory.mktemp("nations")
+    said: list[str] = []
+    demo.nations(said.append, folder)
+    return "\n".join(said), folder
+
+
+def test_nations_shows_hits_reasons_and_checks(graph_shown: tuple[str, Path]) -> None:
+    text, _ = graph_shown
+    assert "1,592 triples of 14 nations and 55 relations; 201 others are held out" in text
+    for head, relation in demo.QUESTIONS:
+        assert f"  {head} — {relation} → " in text
+    assert "a true triple that was held out" in text
+    first, third = (int(re.search(rf"{words} (\d+)%", text).group(1))  # type: ignore[union-attr]
+                    for words in ("right one first", "first three"))  # fmt: skip
+    assert 45 <= first < third <= 100
+    ratio = float(re.search(r"add up to (\d+\.\d) times the actual", text).group(1))  # type: ignore[union-attr]
+    assert 0.5 < ratio < 2
+
+
+def test_nations_tells_what_retraining_gives(graph_shown: tuple[str, Path]) -> None:
+    text, folder = graph_shown
+    model = fi.load(folder / "run")
+    head, relation = demo.QUESTIONS[0]
+    tail = model.predict_tails(head, relation, 1)[0][0, 0]
+    asked = fi.objectives.Probability([(head, relation, tail)])
+    one = fi.CurvatureRollback(model).explain(asked)[0]
+    row = one.train_index[0]
+    weights = np.ones(len(model.data_))
+    weights[row] = 0
+    refit = fi.ComplEx(**model.get_params()).fit(model.data_, sample_weight=weights)
+    bound = asked.bind(model.data_, model.trajectory_.recipe)
+    (after,) = bound.values(refit.trajectory_.end.tables, 0.0)
+    line = next(line for line in text.splitlines() if "the strongest reason" in line)
+    assert one.example_names[0] in line
+    assert line.split()[-3:-1] == [
+        f"{size:+.3f}" for size in (-one.influence[0], after - one.prediction)
+    ]
+    weights[one.train_index] = 0
+    refit = fi.ComplEx(**model.get_params()).fit(model.data_, sample_weight=weights)
+    (after,) = bound.values(refit.trajectory_.end.tables, 0.0)
+    table = text.partition("best reasons of each together")[2]
+    line = next(line for line in table.splitlines() if one.name in line)
+    assert f"{one.prediction:.0%}" in line
+    assert f"{after:.0%}" in line
+
+
+def test_nations_writes_the_run_the_reasons_and_a_plot(graph_shown: tuple[str, Path]) -> None:
+    _, folder = graph_shown
+    assert sorted(file.name for file in folder.iterdir()) == ["run", "why.csv", "why.png"]
+    with pytest.raises(RunDirectoryError, match="exists already"):
+        demo.nations(print, folder)
+
+
 @pytest.mark.slow
 def test_the_full_demonstration_is_good_and_agrees_with_retraining() -> None:
     said: list[str] = []

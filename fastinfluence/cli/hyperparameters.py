@@ -91,7 +91,7 @@ def chosen(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = _type(model, name).convert(value, None, None)
         except click.BadParameter as error:
-            error.param_hint = f"--{_dashed(name)}"
+            error.param_hint = f"'--{_dashed(name)}'"
             raise
     return found
 

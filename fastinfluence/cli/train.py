@@ -155,7 +155,7 @@ def _share(validation: str | None, parameters: dict[str, Any]) -> float | None:
         return float(validation)
     except ValueError:
         raise click.BadParameter(
-            f"{validation!r} is no share of the rows, as 0.1 is", param_hint="--validation"
+            f"{validation!r} is no share of the rows, as 0.1 is", param_hint="'--validation'"
         ) from None
 
 

@@ -218,7 +218,7 @@ def test_controls_are_as_large_and_of_their_own_pools(data: fi.Triples) -> None:
 
 
 QUICK: dict[str, Any] = {
-    "n_seeds": 2, "n_queries": 4, "methods": ["gradient-rollback"], "show_progress": False,
+    "n_seeds": 2, "n_queries": 3, "methods": ["gradient-rollback"], "show_progress": False,
 }  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_nations_is_as_published(found: paper_protocol.PaperExperiment) -> None:
     assert (recipe["optimizer"], recipe["learning_rate"], recipe["epsilon"]) == (
         "adam-dense", 3e-3, 1e-7,
     )  # fmt: skip
-    assert found.deviations == ("4 predictions",)
+    assert found.deviations == ("3 predictions",)
     assert ((found.test_mrr > 0.65) & (found.test_mrr < 0.85)).all()
     assert found.n_seeds == 2
     assert len(Questions.of_test(fi.datasets.nations(), None, among_tails=False)) == 143
@@ -243,14 +243,14 @@ def test_nations_is_as_published(found: paper_protocol.PaperExperiment) -> None:
 def test_figures_are_those_of_training_again(found: paper_protocol.PaperExperiment) -> None:
     data = fi.datasets.nations()
     model = fi.DistMult(**found.hyperparameters, rng=1).fit(data)
-    main = Predictions(prefix(model, 8), Questions.of_test(data, 4, among_tails=False))
+    main = Predictions(prefix(model, 8), Questions.of_test(data, 3, among_tails=False))
     assert np.array_equal(found.best_before[1], main.targets)
     np.testing.assert_allclose(
-        found.before[1], main.values(main.model.trajectory_.end.tables, 0.0)[:4], rtol=1e-12
+        found.before[1], main.values(main.model.trajectory_.end.tables, 0.0)[:3], rtol=1e-12
     )
     # Nothing left out: the longer run goes on behind the model, the other is the model.
     longer = main.values(model.trajectory_.end.tables, 0.0)
-    np.testing.assert_allclose(found.after[0, 0, 1], longer[:4], rtol=1e-12)
+    np.testing.assert_allclose(found.after[0, 0, 1], longer[:3], rtol=1e-12)
     assert np.array_equal(found.after[1, 0], found.before)
     assert np.array_equal(found.best_after[1, 0], found.best_before)
     first = main.explanations("gradient-rollback", None)[2][:10]
@@ -259,7 +259,7 @@ def test_figures_are_those_of_training_again(found: paper_protocol.PaperExperime
         tables = main.model.trajectory_.retrain(without=np.sort(first), n_epochs=length)
         values = main.values(tables, 0.0)
         np.testing.assert_allclose(found.after[place, number, 1, 2], values[2], rtol=1e-12)
-        assert found.best_after[place, number, 1, 2] == values[4 + 2]
+        assert found.best_after[place, number, 1, 2] == values[3 + 2]
 
 
 def test_rows_are_means_over_the_seeds(found: paper_protocol.PaperExperiment) -> None:
@@ -280,7 +280,7 @@ def test_rows_are_means_over_the_seeds(found: paper_protocol.PaperExperiment) ->
     assert (row["published_pd"], row["published_tc"]) == (100, 97)
     assert np.isnan(by_name[10, "random", "1"]["published_pd"])
     assert by_name[8, "nothing", "0"]["probability_drop"] == 0
-    assert by_name[8, "gradient-rollback", "10"]["probability_drop"] >= 75
+    assert by_name[8, "gradient-rollback", "10"]["probability_drop"] >= 60
     assert found.to_dict()["examples"].tolist() == [row["examples"] for row in rows]
     assert found.to_pandas().shape == (len(rows), len(rows[0]))
 
@@ -289,10 +289,10 @@ def test_it_shows_itself_beside_the_published_figures(
     found: paper_protocol.PaperExperiment,
 ) -> None:
     text = repr(found)
-    assert text.startswith("Gradient Rollback paper on nations: DistMult, 2 seeds, 4 predictions")
+    assert text.startswith("Gradient Rollback paper on nations: DistMult, 2 seeds, 3 predictions")
     assert "trained again for 10 epochs" in text
     assert "trained again for 8 epochs" in text
-    assert "not as published: 4 predictions" in text
+    assert "not as published: 3 predictions" in text
     lines = [line for line in text.splitlines() if line.startswith("GR-1 ")]
     assert len(lines) == 2
     assert lines[0].endswith("93 / 38")
@@ -332,7 +332,7 @@ def test_threads_change_nothing_and_a_folder_keeps_the_retrainings(
     again = gradient_rollback_paper("nations", **QUICK, path=tmp_path)
     assert np.array_equal(again.after, found.after)
     with pytest.raises(RunDirectoryError, match="another kind"):
-        gradient_rollback_paper("nations", **QUICK | {"n_queries": 3}, path=tmp_path)
+        gradient_rollback_paper("nations", **QUICK | {"n_queries": 2}, path=tmp_path)
 
 
 def test_graphs_of_a_folder(data: fi.Triples, tmp_path: Path) -> None:
