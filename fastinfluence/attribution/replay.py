@@ -247,6 +247,7 @@ class Replay(Attribution):
         begin = self._beginning(quantity)
         visits, n = trajectory.visits(), len(quantity)
         at_once = LANES * self._blocks_at_once()
+        all_facts = []
         for first in range(0, n, at_once):
             starts = range(first, min(first + at_once, n), LANES)
             blocks = [begin(start) for start in starts]
@@ -264,11 +265,9 @@ class Replay(Attribution):
             del blocks  # their adjoints are of no more use
             for start, (influence, facts) in zip(starts, found, strict=True):
                 m = min(LANES, n - start)
-                yield (
-                    start,
-                    _by_query(influence, visits, m),
-                    {name: array[:m] for name, array in facts.items()},
-                )
+                all_facts.append({name: array[:m] for name, array in facts.items()})
+                yield start, _by_query(influence, visits, m), all_facts[-1]
+        self._conclude(all_facts)
 
     def _beginning(self, quantity: Any) -> Callable[[int], Any]:
         """Make the block of the queries from a first one on, behind the last step."""
@@ -285,6 +284,9 @@ class Replay(Attribution):
     def _facts(self, block: Any) -> dict[str, Array]:
         """What is known of each lane's query besides its influence."""
         return {}
+
+    def _conclude(self, facts: list[dict[str, Array]]) -> None:
+        """Say once what all queries together give reason to say."""
 
     @cached_property
     def _order(self) -> npt.NDArray[np.int32]:

@@ -114,9 +114,11 @@ class Replay(TripleAttribution, replay.Replay, of=KnowledgeGraphModel):
         amplification = np.ones(LANES)
         np.divide(block.greatest, block.norms, out=amplification, where=asked)
         amplification[np.isnan(amplification)] = np.inf  # beyond all numbers
-        if asked.any():
-            warn_of_chaos(amplification[asked], self.model.trajectory_.recipe)
         return {"amplification": amplification}
+
+    def _conclude(self, facts: list[dict[str, Array]]) -> None:
+        amplification = np.concatenate([some["amplification"] for some in facts])
+        warn_of_chaos(amplification, self.model.trajectory_.recipe)
 
 
 class _Block(NamedTuple):
