@@ -29,7 +29,8 @@ from fastinfluence.evaluation.metrics import (
 )
 from fastinfluence.evaluation.neighbours import sample_examples, sample_queries
 from fastinfluence.evaluation.noise import corrupt, noisy_example_auc
-from fastinfluence.evaluation.paper_protocol import PaperExperiment, gradient_rollback_paper
+from fastinfluence.evaluation.paper_experiment import PaperExperiment
+from fastinfluence.evaluation.paper_protocol import gradient_rollback_paper
 from fastinfluence.evaluation.patching import tail_patch
 from fastinfluence.evaluation.retraining import leave_out, retrain_values
 from fastinfluence.evaluation.stability import Stability, stability

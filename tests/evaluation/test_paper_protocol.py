@@ -10,7 +10,7 @@ import pytest
 
 import fastinfluence as fi
 from fastinfluence.errors import DataError, ParameterError, RunDirectoryError
-from fastinfluence.evaluation import gradient_rollback_paper, paper_protocol
+from fastinfluence.evaluation import PaperExperiment, gradient_rollback_paper
 from fastinfluence.evaluation.paper_parts import (
     Predictions,
     Questions,
@@ -223,11 +223,11 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def found() -> paper_protocol.PaperExperiment:
+def found() -> PaperExperiment:
     return gradient_rollback_paper("nations", **QUICK)
 
 
-def test_nations_is_as_published(found: paper_protocol.PaperExperiment) -> None:
+def test_nations_is_as_published(found: PaperExperiment) -> None:
     assert (found.main_epoch, found.retrain_epochs) == (8, (10, 8))
     recipe = found.hyperparameters
     assert (recipe["n_epochs"], recipe["n_factors"], recipe["n_negatives"]) == (10, 10, 13)
@@ -240,7 +240,7 @@ def test_nations_is_as_published(found: paper_protocol.PaperExperiment) -> None:
     assert len(Questions.of_test(fi.datasets.nations(), None, among_tails=False)) == 143
 
 
-def test_figures_are_those_of_training_again(found: paper_protocol.PaperExperiment) -> None:
+def test_figures_are_those_of_training_again(found: PaperExperiment) -> None:
     data = fi.datasets.nations()
     model = fi.DistMult(**found.hyperparameters, rng=1).fit(data)
     main = Predictions(prefix(model, 8), Questions.of_test(data, 3, among_tails=False))
@@ -262,7 +262,7 @@ def test_figures_are_those_of_training_again(found: paper_protocol.PaperExperime
         assert found.best_after[place, number, 1, 2] == values[3 + 2]
 
 
-def test_rows_are_means_over_the_seeds(found: paper_protocol.PaperExperiment) -> None:
+def test_rows_are_means_over_the_seeds(found: PaperExperiment) -> None:
     rows = found.rows
     assert len(rows) == 2 * len(found.conditions)
     by_name = {(row["retrain_epochs"], row["left_out"], row["size"]): row for row in rows}
@@ -286,7 +286,7 @@ def test_rows_are_means_over_the_seeds(found: paper_protocol.PaperExperiment) ->
 
 
 def test_it_shows_itself_beside_the_published_figures(
-    found: paper_protocol.PaperExperiment,
+    found: PaperExperiment,
 ) -> None:
     text = repr(found)
     assert text.startswith("Gradient Rollback paper on nations: DistMult, 2 seeds, 3 predictions")
@@ -318,7 +318,7 @@ def test_one_seed_has_no_spread() -> None:
 
 
 def test_threads_change_nothing_and_a_folder_keeps_the_retrainings(
-    found: paper_protocol.PaperExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: PaperExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = gradient_rollback_paper("nations", **QUICK, n_threads=1, path=tmp_path)
     assert np.array_equal(kept.after, found.after)
