@@ -431,6 +431,9 @@ def run_guide(folder: Path, data: Path, queries: str, monkeypatch: pytest.Monkey
     (folder / "ml-100k").symlink_to(data)
     (folder / "ratings.csv").write_text("userId,movieId,rating\n0,1,5\n0,2,3\n1,1,4\n")
     (folder / "queries.csv").write_text(f"user,item\n{queries}\n")
+    (folder / "questions.csv").write_text(
+        "head,relation,tail\nbrazil,exports3,\n,economicaid,egypt\n"
+    )
     return [succeed(*shlex.split(command)).strip() for command, _ in guide()]
 
 

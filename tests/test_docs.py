@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("functional", "explaining", "faithfulness")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("functional", "explaining", "faithfulness", "knowledge-graphs")
+    ),
 ]
 
 
