@@ -97,6 +97,8 @@ class TripleExplanation(BaseExplanation):
         return int(one.heads[0]), int(one.relations[0]), int(one.tails[0])
 
     def _why_nothing(self) -> str:
+        if self.amplification == np.inf:
+            return "influence on it is beyond all numbers"
         if len(self) or self._shared().any():
             return f"no training triple {'raised' if self._one.proponents else 'lowered'} it"
         return "no training triple shares its head, its relation or its tail"
