@@ -85,13 +85,20 @@ class QueryObjective(Objective):
 
     def __init__(self, queries: Any, predict: Any = "tail") -> None:
         self.queries, self.predict = kept(queries), kept(predict)
+        self._last: tuple[Triples, Questions] | None = None
+
+    def _questions(self, data: Triples) -> Questions:
+        """Look the triples up, once for the same data."""
+        if self._last is None or self._last[0] is not data:
+            self._last = data, read_questions(self.queries, self.predict, data)
+        return self._last[1]
 
     def answered(self, model: Any) -> Self:
         """Fill in the model's own best entity, known ones included, where one is left open."""
         data = model.data_
         if not isinstance(data, Triples):
             return self
-        questions = read_questions(self.queries, self.predict, data)
+        questions = self._questions(data)
         is_open = questions.targets == OPEN
         if not is_open.any():
             return self
@@ -99,16 +106,17 @@ class QueryObjective(Objective):
         graph = graph_of(data, recipe)
         links = make_links(recipe, graph, *questions)
         asked = Links(*(column[is_open] for column in links))
-        targets = questions.targets
+        targets = questions.targets.copy()
         targets[is_open] = top_entities(graph, tables, asked, 1)[0][:, 0]
         found = copy.copy(self)
         found.queries, found.predict = _raw(questions.answered(targets), data)
+        found._last = None
         return found
 
     def _asked(self, data: Triples, recipe: Recipes) -> _Asked:
         """Look the triples up, and where a model of the recipe keeps their rows."""
         recipe = cast(GraphRecipe, recipe)
-        questions = read_questions(self.queries, self.predict, data)
+        questions = self._questions(data)
         is_open = questions.targets == OPEN
         if is_open.any():
             raise DataError(
