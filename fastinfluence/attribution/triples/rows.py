@@ -33,7 +33,7 @@ Lists = tuple[Counts, Codes]  # bounds of each group, members
 _LISTS_AT_ONCE = 256  # united by a thread before it looks for more
 _PARTS_PER_THREAD = 4
 _TRIPLE = 2500  # work of a triple apart from products, in multiply-adds: 100 ns
-_PART = 2**23  # work that is worth a thread: some 300 us, twice what it takes to start one
+_PART = 2**25  # work that is worth a thread: 1.3 ms; starting one can cost as much
 
 
 def store_changes(data: Triples, graph: Graph, changes: Array, n_threads: int = 1) -> TripleRows:
