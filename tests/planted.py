@@ -73,3 +73,15 @@ def same_bits(a, b):
 def same_tables(mine, other):
     """Whether two sets of tables are the same to the last bit."""
     return all(same_bits(a, b) for a, b in zip(mine, other, strict=True))
+
+
+def without(model, examples):
+    """The model fitted anew, these examples at weight 0."""
+    weights = np.ones(len(model.data_))
+    weights[examples] = 0
+    return type(model)(**model.get_params()).fit(model.data_, sample_weight=weights)
+
+
+def rows(data):
+    """The rows of the data as tuples of raw ids."""
+    return set(zip(*(column.tolist() for column in data.columns().values()), strict=True))

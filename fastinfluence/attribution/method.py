@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
+from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.attribution.counterfactuals import counterfactual
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.objectives import Objective
@@ -45,6 +46,7 @@ class Attribution(ABC):
     name: str
     units: Literal["effect", "rank"]
     explains: ClassVar[type[Model]] = MatrixFactorization
+    explanations: ClassVar[type[BaseExplanations[Any]]] = Explanations
 
     _variants: ClassVar[dict[type[Model], type[Attribution]]] = {}
     _options: dict[str, Any]
@@ -122,13 +124,14 @@ class Attribution(ABC):
         quantity: Any,
         top: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]],
         proponents: bool,
+        /,
         **more: Any,
     ) -> Any:
         """Explanations from the lists (train_index, influence, total_influence) of a quantity."""
         train_index, influence, total_influence = top
-        return Explanations(
-            users=quantity.users,
-            items=quantity.items,
+        explanations: Any = self.explanations
+        return explanations(
+            **{place.codes: getattr(quantity, place.codes) for place in explanations.PLACES},
             prediction=quantity.values(*self._parameters),
             train_index=train_index,
             influence=influence,

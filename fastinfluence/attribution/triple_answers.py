@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from fastinfluence.data import Triples
 from fastinfluence.kernels.structures import Exclusions, Graph, GraphTables, Links
 from fastinfluence.models.link_scores import top_entities
 
-__all__ = ["Candidates", "taught"]
+__all__ = ["Candidates"]
 
 Codes = npt.NDArray[np.int32]
 
@@ -66,14 +65,9 @@ class Candidates:
         return self._links._replace(targets=answers)
 
 
-def taught(data: Triples) -> Triples:
-    """The same triples without those of the test: what they hold is known to be right."""
-    return data if data.test is None else replace(data, test=None)
-
-
 def _known_others(data: Triples, quantity: TripleQuantity) -> Iterator[Codes]:
     """Yield, for each query, the known answers other than its own."""
-    known = taught(data)
+    known = data.taught
     for head, relation, tail, predict_head in zip(*quantity.codes.values(), strict=True):
         given, own = (tail, head) if predict_head else (head, tail)
         side: Literal["tail", "head"] = "head" if predict_head else "tail"

@@ -313,6 +313,16 @@ class Triples(GraphNames):
         """Training indices grouped by key ``tail * n_relations + relation``; built once."""
         return group_by_pair(self.tails, self.n_entities, self.relations, self.n_relations)
 
+    @cached_property
+    def alone(self) -> Triples:
+        """The training triples without the held-out parts, over the same maps; made once."""
+        return replace(self, validation=None, test=None)
+
+    @cached_property
+    def taught(self) -> Triples:
+        """The same triples without those of the test: what they hold is known to be right."""
+        return self if self.test is None else replace(self, test=None)
+
     def known(self, predict: Literal["tail", "head"]) -> Known:
         """What is known to be right, in training, validation and test together; built once.
 

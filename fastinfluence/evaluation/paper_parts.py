@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
 from fastinfluence.attribution.objectives import Probability
-from fastinfluence.attribution.triple_answers import taught
 from fastinfluence.data import Triples
 from fastinfluence.errors import ParameterError
 from fastinfluence.evaluation.family import draw
@@ -145,7 +144,7 @@ def _known(
 ) -> Mask:
     of_entity = np.full(data.n_entities, -1)
     of_entity[answers] = np.arange(len(answers))
-    known = taught(data)
+    known = data.taught
     starts, stops = known.answers("tail", heads, relations)
     mask = np.zeros((len(heads), len(answers)), bool)
     for row, start, stop in zip(mask, starts, stops, strict=True):

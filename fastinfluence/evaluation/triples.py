@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence.attribution.objectives import Probability, TripleQuantity
-from fastinfluence.attribution.triple_answers import Candidates, taught
+from fastinfluence.attribution.triple_answers import Candidates
 from fastinfluence.data import Triples
 from fastinfluence.data.ids import freeze
 from fastinfluence.errors import DataError, ParameterError
@@ -51,7 +51,7 @@ class _Triples(Family):
         self, model: KnowledgeGraphModel, n: int, generator: np.random.Generator
     ) -> list[tuple[Any, ...]]:
         data = model.data_
-        known = taught(data)
+        known = data.taught
         heads, relations = _questions(data, model.trajectory_.program.weights > 0)
         starts, stops = known.answers("tail", heads, relations)
         able = np.flatnonzero(stops - starts < data.n_entities)

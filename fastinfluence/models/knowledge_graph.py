@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -257,9 +256,8 @@ class KnowledgeGraphModel(Model):
         e, r = np.broadcast_arrays(*codes)
         excluded = None
         if exclude_known:
-            trained = replace(data, validation=None, test=None)
-            answers = trained.known(predict).answers
-            starts, stops = trained.answers(predict, e, r)
+            answers = data.alone.known(predict).answers
+            starts, stops = data.alone.answers(predict, e, r)
             excluded = Exclusions(starts, stops, answers)
         # Either way the given entity is the question's subject; the answer is a placeholder.
         heads, tails = (e, e[:1].repeat(len(e))) if predict == "tail" else (e[:1].repeat(len(e)), e)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import graph
+from planted import graph, rows, without
 
 from fastinfluence import CurvatureRollback, GradientRollback, Replay, Triples
 from fastinfluence.attribution import Counterfactual, TripleCounterfactual
@@ -26,16 +26,6 @@ def fit(kind=ComplEx, data=DATA, *, sample_weight=None, **keywords):
 @pytest.fixture(scope="module")
 def model():
     return fit()
-
-
-def without(model, examples):
-    weights = np.ones(len(model.data_))
-    weights[examples] = 0
-    return type(model)(**model.get_params()).fit(model.data_, sample_weight=weights)
-
-
-def rows(data):
-    return set(zip(*(column.tolist() for column in data.columns().values()), strict=True))
 
 
 def ranking(model, triple, side):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import graph
+from planted import graph, rows, without
 
 import fastinfluence as fi
 from fastinfluence import CurvatureRollback, GradientRollback, Triples
@@ -25,16 +25,6 @@ DATA = graph()
 def fit(kind=ComplEx, data=DATA, *, sample_weight=None, **keywords):
     settings = {"n_factors": 6, "n_negatives": 3, "n_epochs": 8, "rng": 0, "init_scale": 0.5}
     return kind(**(settings | keywords)).fit(data, sample_weight=sample_weight)
-
-
-def without(model, examples):
-    weights = np.ones(len(model.data_))
-    weights[examples] = 0
-    return type(model)(**model.get_params()).fit(model.data_, sample_weight=weights)
-
-
-def rows(data):
-    return set(zip(*(column.tolist() for column in data.columns().values()), strict=True))
 
 
 def best_answer(model, triple, side):

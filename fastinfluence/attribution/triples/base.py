@@ -163,12 +163,13 @@ Objective
             for start, stop in bar
         ]
         train_index, influence, total = map(np.concatenate, zip(*tops, strict=True))
-        return self._explained(
+        found: TripleExplanations = self._explained(
             quantity,
             (train_index, influence, total),
             proponents,
             amplification=self._amplification(quantity),
         )
+        return found
 
     def explain_to(
         self,

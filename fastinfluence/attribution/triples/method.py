@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.attribution.method import Attribution
 from fastinfluence.attribution.objectives import Objective
 from fastinfluence.attribution.triple_explanations import AMPLIFICATION_LIMIT, TripleExplanations
@@ -20,6 +21,8 @@ Array = npt.NDArray[Any]
 
 class TripleAttribution(Attribution):
     """Attribution of a DistMult or ComplEx model; stands before the method it is a variant of."""
+
+    explanations: ClassVar[type[BaseExplanations[Any]]] = TripleExplanations
 
     def _check_named(self, quantity: Any, objective: Objective) -> None:
         """Raise ParameterError unless the quantity is about triples."""
@@ -34,26 +37,11 @@ class TripleAttribution(Attribution):
         quantity: Any,
         top: tuple[Array, Array, Array],
         proponents: bool,
+        /,
         **more: Any,
-    ) -> TripleExplanations:
-        """Explanations from the lists (train_index, influence, total_influence) of a quantity."""
-        train_index, influence, total_influence = top
-        return TripleExplanations(
-            heads=quantity.heads,
-            relations=quantity.relations,
-            tails=quantity.tails,
-            predict_head=quantity.predict_head,
-            prediction=quantity.values(*self._parameters),
-            train_index=train_index,
-            influence=influence,
-            total_influence=total_influence,
-            data=self.data,
-            method=self.name,
-            units=self.units,
-            proponents=proponents,
-            quantity=quantity.kind,
-            amplification=more.get("amplification"),
-        )
+    ) -> Any:
+        asked = {"predict_head": quantity.predict_head, "quantity": quantity.kind}
+        return super()._explained(quantity, top, proponents, **asked, **more)
 
 
 def refuse_unit_norm(method: Attribution) -> None:
