@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import graph_readout as oracle
 
@@ -142,6 +142,10 @@ def compared(kind, some_case, n_threads=1):
     reciprocal=st.booleans(),
     size=st.sampled_from([1e-3, 0.3, 3.0]),
 )
+@example(  # two entities, and both lose nearly all of their score
+    kind="log-probability", seed=392, n_entities=2, n_relations=3, n=27, half=3, is_complex=True,
+    reciprocal=True, size=3.0,
+)  # fmt: skip
 def test_influence_is_that_of_tables_without_the_changes(kind, seed, half, **options):
     dense, expected = compared(kind, case(seed, d=2 * half, n_links=4, **options))
     np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-10)
