@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChaosWarning",
+    "ConvergenceWarning",
     "DataError",
     "DivergenceError",
     "FastInfluenceError",
     "MissingExtraError",
+    "NegativeCurvature",
     "NotFittedError",
     "ParameterError",
     "ReplayMismatch",
@@ -53,6 +55,14 @@ class ReplayMismatch(FastInfluenceError, RuntimeError):
 
 class ChaosWarning(UserWarning):
     """A training run that amplifies small changes: derivatives say little about retraining it."""
+
+
+class ConvergenceWarning(UserWarning):
+    """An iteration that was stopped before it reached its tolerance: results are rough."""
+
+
+class NegativeCurvature(FastInfluenceError, ArithmeticError):
+    """A Hessian that is not positive definite: a solve with it would mean nothing."""
 
 
 class DivergenceError(FastInfluenceError, ArithmeticError):

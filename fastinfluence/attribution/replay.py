@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence import dispatch, readout
-from fastinfluence.attribution.explanations import Explanations
-from fastinfluence.attribution.method import Attribution, check_result
-from fastinfluence.attribution.objectives import as_objective
-from fastinfluence.attribution.quantities import RowGradients, Scores
-from fastinfluence.attribution.ranking import top_of_rows
+from fastinfluence import dispatch
+from fastinfluence.attribution.dense import DenseAttribution
+from fastinfluence.attribution.quantities import RowGradients
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES, Adjoint
 from fastinfluence.memory import aligned_zeros
-from fastinfluence.memory import memory_budget as budget_of
 from fastinfluence.training.backward import Stage, backward
-from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
     from fastinfluence.training import Trajectory
@@ -33,7 +28,7 @@ Bits = npt.NDArray[np.uint16]
 _ALL_LANES = 2**LANES - 1
 
 
-class Replay(Attribution):
+class Replay(DenseAttribution):
     """The exact derivative of a prediction by the weight of every training example.
 
     With phi the explained quantity after training with the weights w, the influence of example
@@ -116,133 +111,23 @@ class Replay(Attribution):
         memory_budget: int | None = None,
         show_progress: bool | None = None,
     ) -> None:
-        super().__init__(model, n_threads=n_threads, device=device)
+        super().__init__(
+            model,
+            n_threads=n_threads,
+            device=device,
+            memory_budget=memory_budget,
+            show_progress=show_progress,
+        )
         if isinstance(hops, bool) or hops not in (None, 1, 2):
             raise ParameterError(f"hops must be 1, 2 or None (exact), not {hops!r}")
         _check_whole(model.trajectory_)
         self.hops = hops
-        self._budget = budget_of(memory_budget)
-        self._show_progress = show_progress
-
-    def explain(
-        self,
-        queries: Any,
-        k: int = 10,
-        *,
-        proponents: bool = True,
-        show_progress: bool | None = None,
-    ) -> Explanations:
-        """Find the k most influential training examples of every query.
-
-        Parameters
-        ----------
-        queries : sequence of (user, item) pairs, (n, 2) array, table, Interactions, or Objective
-            Raw ids. A `fastinfluence.objectives.Margin` or `HeldOutLoss` explains something else
-            than the score, its value is then the `prediction`.
-        k : int, default 10
-        proponents : bool, default True
-            The examples that raised phi most; False: those that lowered it most.
-        show_progress : bool, optional
-            That of the constructor by default.
-
-        Returns
-        -------
-        Explanations
-            Lists in the order of the queries, the most influential first, ties by training
-            index. Their `side` is "other" for examples that share neither user nor item.
-
-        Raises
-        ------
-        UnknownIdError
-            A user or item is not in the training data.
-        ParameterError
-            k < 1, or an objective that is not about pairs (a `Mean`, a `Function`); the memory
-            budget does not hold 16 queries.
-        ReplayMismatch
-            Running the Trajectory again did not give the model's parameters.
-        """
-        readout.check_k(k)
-        objective = as_objective(queries)
-        quantity = self._bind(objective)
-        self._check_named(quantity, objective)
-        tops, more = [], []
-        for _, found, facts in self._walks(quantity, show_progress):
-            tops.append(top_of_rows(found, k, proponents))
-            more.append(facts)
-        indices, values, totals = map(np.concatenate, zip(*tops, strict=True))
-        facts = {name: np.concatenate([some[name] for some in more]) for name in more[0]}
-        explained: Explanations = self._explained(
-            quantity, (indices, values, totals), proponents, **facts
-        )
-        return explained
-
-    def influence(self, queries: Any, *, dense: bool = True) -> npt.NDArray[np.floating[Any]]:
-        """Influence (n_queries, n_train) of every training example on every query.
-
-        Parameters
-        ----------
-        queries : as for `explain`, and any Objective
-        dense : bool, default True
-            Of no effect: hardly any influence is 0, so the result is always an array.
-
-        Raises
-        ------
-        UnknownIdError
-            A user or item is not in the training data.
-        ParameterError
-            The result would not fit the memory budget: use `explain`.
-        ReplayMismatch
-            Running the Trajectory again did not give the model's parameters.
-        """
-        quantity = self._bind(as_objective(queries))
-        dtype = self.model.trajectory_.program.dtype
-        shape = len(quantity), len(self.data)
-        check_result(len(quantity), shape[0] * shape[1] * dtype.itemsize, self._budget)
-        result = np.empty(shape, dtype)
-        for start, found, _ in self._walks(quantity, None):
-            result[start : start + len(found)] = found
-        return result
-
-    def self_influence(self, train_index: Any = None) -> npt.NDArray[np.floating[Any]]:
-        """Influence (m,) of training examples on the score of their own pair.
-
-        Large values mark examples the model would not predict without them.
-
-        Parameters
-        ----------
-        train_index : (m,) int array-like, optional
-            All examples by default. Every one is a query of its own, and 16 queries take
-            several times as long as training: all examples of a large data set take days.
-
-        Raises
-        ------
-        DataError
-            An index outside the data.
-        """
-        n = len(self.data)
-        examples = np.arange(n)
-        if train_index is not None:
-            examples = training_indices(train_index, n, "train_index")
-        quantity = self._own(examples)
-        result = np.empty(len(examples), self.model.trajectory_.program.dtype)
-        for start, found, _ in self._walks(quantity, None):
-            own = examples[start : start + len(found)]
-            result[start : start + len(found)] = found[np.arange(len(found)), own]
-        return result
-
-    def _own(self, examples: npt.NDArray[np.int64]) -> Any:
-        """The quantity that the training examples are about themselves."""
-        return Scores(self.data.users[examples], self.data.items[examples])
 
     # ---------------------------------------------------------------- walking back
 
-    def _walks(
+    def _blocks(
         self, quantity: Any, show_progress: bool | None
     ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
-        """Yield the influence (m, n_train) on the m <= 16 queries from a first one on.
-
-        With it what else is known of each of them, to be passed on to its explanation.
-        """
         trajectory = self.model.trajectory_
         begin = self._beginning(quantity)
         visits, n = trajectory.visits(), len(quantity)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence.attribution.base_explanations import BaseExplanations
 from fastinfluence.attribution.method import Attribution
-from fastinfluence.attribution.objectives import Objective
+from fastinfluence.attribution.objectives import Objective, Score
 from fastinfluence.attribution.triple_explanations import AMPLIFICATION_LIMIT, TripleExplanations
 from fastinfluence.errors import ChaosWarning, ParameterError, plural
 
@@ -31,6 +31,11 @@ class TripleAttribution(Attribution):
                 f"{type(objective).__name__} is not about triples, so there are no predictions to "
                 "explain: use influence()"
             )
+
+    def _own(self, examples: npt.NDArray[np.int64]) -> Any:
+        """The scores of the training triples themselves, of their tails."""
+        columns = self.data.columns(examples)
+        return self._bind(Score(np.column_stack([*columns.values()])))
 
     def _explained(
         self,

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution import replay
-from fastinfluence.attribution.objectives import Score
 from fastinfluence.attribution.triples.method import (
     TripleAttribution,
     refuse_unit_norm,
@@ -50,10 +49,6 @@ class Replay(TripleAttribution, replay.Replay, of=KnowledgeGraphModel):
                 "neighbours of everything, so two hops are all rows"
             )
         refuse_unit_norm(self)
-
-    def _own(self, examples: npt.NDArray[np.int64]) -> Any:
-        columns = self.data.columns(examples)
-        return self._bind(Score(np.column_stack([*columns.values()])))
 
     def _beginning(self, quantity: Any) -> Callable[[int], _Block]:
         program = self.model.trajectory_.program
