@@ -107,6 +107,11 @@ class Attribution(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
 
+    @classmethod
+    def kinds(cls) -> tuple[type[Model], ...]:
+        """Return the kinds of models that the method explains, itself or by a variant."""
+        return (cls.explains, *cls._variants)
+
     @property
     def _parameters(self) -> tuple[Any, float]:
         return self.model.trajectory_.end.tables, self.model.global_mean_

@@ -15,7 +15,8 @@ import click
 import numpy as np
 
 import fastinfluence
-from fastinfluence.cli.methods import METHODS, make_method
+from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
+from fastinfluence.cli.methods import METHODS, check_explaining, explaining, make_method
 from fastinfluence.cli.options import RETRAINING, check_target, json_option, report, several
 from fastinfluence.cli.protocol import protocol
 from fastinfluence.cli.queries import Asked, of_triples, query_options
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
+_USUAL = (GradientRollback.name, CurvatureRollback.name, Replay.name)
+
+
 def _share(text: str) -> float:
     if not 0 < (share := float(text)) < 1:
         raise ValueError
@@ -45,8 +49,9 @@ def _size(text: str) -> int:
 
 
 def _methods(context: click.Context, option: click.Parameter, text: str) -> tuple[Any, ...]:
+    """Names of methods; none for all that explain the model, which is not known yet."""
     if text == "all":
-        return tuple(METHODS)
+        return ()
     read = several(lambda name: METHODS[name].name, f"'all' or some of {', '.join(METHODS)}")
     return read(context, option, text)
 
@@ -67,10 +72,11 @@ class _Evaluate(click.Command):
 @click.option(
     "--methods",
     metavar="NAMES",
-    default="all",
+    default=",".join(_USUAL),
     show_default=True,
     callback=_methods,
-    help=f"Attribution methods, separated by commas: {', '.join(METHODS)}.",
+    help=f"Attribution methods, separated by commas: {', '.join(METHODS)}; or all that explain "
+    "such a model.",
 )
 @click.option(
     "--queries",
@@ -149,6 +155,8 @@ def evaluate(
     start = time.perf_counter()
     check_target(out, resume)
     model, asked = load(run), Asked.of(options)
+    methods = methods or tuple(explaining(model))
+    check_explaining(methods, model)
     listed = _queries(model, asked, queries, rng)
     what = asked.what(model, listed)
     settings = {

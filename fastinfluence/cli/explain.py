@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from fastinfluence.attribution import GradientRollback
-from fastinfluence.cli.methods import METHODS, make_method, streams
+from fastinfluence.cli.methods import METHODS, check_explaining, make_method, streams
 from fastinfluence.cli.options import json_option, report
 from fastinfluence.cli.queries import Asked, of_triples, query_options
 from fastinfluence.data import Interactions
@@ -98,6 +98,7 @@ def explain(
     to_folder = _check_target(out, resume)
     _check_method(method, to_folder, batch_size)
     model, asked = load(run), Asked.of(options)
+    check_explaining([method], model)
     asked.check(model, from_file=queries is not None)
     if queries is not None:
         wanted = asked.read(model, queries)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
 from fastinfluence.attribution.base import RowAttribution
+from fastinfluence.attribution.method import Attribution
+from fastinfluence.errors import ParameterError
 from fastinfluence.models import Model
 
-__all__ = ["METHODS", "make_method", "streams"]
+__all__ = ["METHODS", "check_explaining", "explaining", "make_method", "streams"]
 
-METHODS: dict[str, type[Any]] = {
-    method.name: method for method in (GradientRollback, CurvatureRollback, Replay)
-}
+_KINDS: tuple[type[Attribution], ...] = (GradientRollback, CurvatureRollback, Replay)
+
+METHODS: dict[str, type[Any]] = {kind.name: kind for kind in _KINDS}
 
 
 def make_method(
@@ -21,6 +24,22 @@ def make_method(
     """Make the attribution object that explains these queries, or any where None."""
     options = {"rows": queries} if name == CurvatureRollback.name else {}  # others take no longer
     return METHODS[name](model, n_threads=n_threads, **options)
+
+
+def explaining(model: Model) -> list[str]:
+    """Names of the methods that explain models of this kind."""
+    return [name for name, method in METHODS.items() if isinstance(model, method.kinds())]
+
+
+def check_explaining(names: Collection[str], model: Model) -> None:
+    """Raise ParameterError where one of the methods does not explain models of this kind."""
+    able = explaining(model)
+    unable = [name for name in names if name not in able]
+    if unable:
+        raise ParameterError(
+            f"no {', no '.join(unable)} for a {type(model).__name__}: it can be explained by "
+            f"{', '.join(able)}"
+        )
 
 
 def streams(name: str) -> bool:
