@@ -32,6 +32,7 @@ __all__ = [
     "RowAdjoint",
     "RowState",
     "Sampler",
+    "ScoreTerms",
     "Side",
     "Tables",
     "Top",
@@ -134,6 +135,27 @@ class Adjoint(NamedTuple):
 
     users: Array  # (n_users, k + 1, LANES)
     items: Array  # (n_items, k + 1, LANES)
+
+
+class ScoreTerms(NamedTuple):
+    """The scores that some quantities are made of, and the rows that those are made of.
+
+    The quantity of a term is ``weight * (score, or minus the loss of the score)``, terms of the
+    same quantity add up.
+    """
+
+    queries: Array  # (m,) int64: number of the quantity
+    users: Array  # (m,) int32: row in `rows`
+    items: Array  # (m,) int32
+    weights: Array  # (m,) dtype of the rows
+    targets: Array  # (m,) dtype of the rows: y of the loss, if it is one
+    rows: Tables  # of the a users and b items that occur, to be changed in place
+    user_slots: Array  # (n_users,) int32: which of them is that of each user, -1: none
+    item_slots: Array  # (n_items,) int32
+    user_pointers: Array  # (a + 1,) int64
+    by_user: Array  # (m,) int64: terms of each user's row, ascending
+    item_pointers: Array  # (b + 1,) int64
+    by_item: Array  # (m,) int64
 
 
 class Side(NamedTuple):
