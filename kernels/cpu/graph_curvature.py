@@ -33,7 +33,7 @@ from .link_losses import SOFTMAX
 from .row_optimizers import ADAGRAD, ADAM, DENSE_ADAM, NEGLIGIBLE, SGD, step_sizes
 from .simd import add_combination, add_scaled, dot
 
-__all__ = ["roll_back_triples"]
+__all__ = ["RELATION", "SUBJECT", "add_gauss_newton", "roll_back_triples"]
 
 SUBJECT, RELATION = -2, -1  # places of a step's rows before those of its candidates
 
@@ -129,24 +129,18 @@ def _add_block(matrix, carried, factor, block, vector):
 
 
 @inner_kernel
-def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regularization, m):
-    """Write H on the row of the subject or of the relation to ``scratch.block``."""
-    number, x = scratch.x.dtype.type, scratch.x
-    block, mean, pulls = scratch.block, scratch.vector, scratch.pulls
+def add_gauss_newton(is_complex, flip, loss, rows, scratch, role, place, weight, m, block):
+    """Add a step's Gauss-Newton matrix on the row of its subject or relation to `block` (d, d)."""
+    x, mean, pulls = scratch.x, scratch.vector, scratch.pulls
     weights, shares = scratch.weights[:m], scratch.scores[:m]  # the scores are of no more use
-    d = x.shape[0]
-    zero, half = number(0), d // 2 if is_complex else d
-    bend = zero
+    d, one = x.shape[0], x.dtype.type(1)
     for a in range(d):
-        mean[a] = zero
-        for f in range(d):
-            block[a, f] = zero
+        mean[a] = 0
     for c in range(m):
         if role == SUBJECT:
             pull_subject(is_complex, flip, rows[1], rows[2 + c], pulls[c])
-            if c == place:  # its score has a second derivative there: twice Re(w), diagonal
-                add_scaled(pulls[c], x, number(1))
-                bend = weight * scratch.gradients[c]
+            if c == place:
+                add_scaled(pulls[c], x, one)
         else:
             pull_relation(is_complex, flip, rows[0], rows[2 + c], pulls[c])
         weights[c] = weight * scratch.curvatures[c]
@@ -157,6 +151,20 @@ def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regulariz
         add_combination(block[a], shares, pulls)
         if loss == SOFTMAX:
             add_scaled(block[a], mean, -mean[a] / weight)
+
+
+@inner_kernel
+def _block(is_complex, flip, loss, rows, scratch, role, place, weight, regularization, m):
+    """Write H on the row of the subject or of the relation to ``scratch.block``."""
+    block, d = scratch.block, scratch.x.shape[0]
+    bend, half = regularization * 0, d // 2 if is_complex else d
+    if role == SUBJECT and place >= 0:  # its score has a second derivative: twice Re(w), diagonal
+        bend = weight * scratch.gradients[place]
+    for a in range(d):
+        for f in range(d):
+            block[a, f] = 0
+    add_gauss_newton(is_complex, flip, loss, rows, scratch, role, place, weight, m, block)
+    for a in range(d):
         block[a, a] += weight * regularization + (bend + bend) * rows[1, a % half]
 
 

@@ -21,82 +21,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .adjoints import add_lanes, dot_lanes, pull_adjoints, set_lanes
+from .adjoints import add_lanes, dot_lanes, pull_adjoints
 from .bilinear import compose, pull_relation, pull_subject
+from .graph_lanes import (
+    add_row_lanes,
+    bend_lanes,
+    clear_lanes,
+    compose_lanes,
+    compose_relation_lanes,
+    pull_relation_lanes,
+    pull_subject_lanes,
+)
 from .graph_sgd import question
 from .jit import inner_kernel, kernel
 from .lanes import LANES
-from .link_losses import SOFTMAX, link_curvatures, link_gradients
+from .link_losses import link_curvatures, link_gradients
 from .row_adjoints import catch_up_back, move_back
 from .row_optimizers import ADAGRAD, DENSE_ADAM, SGD, step_sizes
 from .simd import dot
 
 __all__ = ["replay_triples", "take_again"]
-
-
-@inner_kernel
-def _compose_lanes(is_complex, flip, entity, relation, out):
-    """Add ``compose`` of an adjoint (d, LANES) as the entity and a row (d,) to `out`."""
-    d = relation.shape[0]
-    if not is_complex:
-        for f in range(d):
-            add_lanes(out[f], entity[f], relation[f])
-        return
-    half = d // 2
-    for f in range(half):
-        c, s = relation[f], relation[half + f]
-        if flip:
-            s = -s
-        add_lanes(out[f], entity[f], c)
-        add_lanes(out[f], entity[half + f], -s)
-        add_lanes(out[half + f], entity[f], s)
-        add_lanes(out[half + f], entity[half + f], c)
-
-
-@inner_kernel
-def _compose_relation_lanes(is_complex, flip, entity, relation, out):
-    """Add ``compose`` of a row (d,) as the entity and an adjoint (d, LANES) to `out`."""
-    if not is_complex or not flip:
-        _compose_lanes(is_complex, False, relation, entity, out)  # the product commutes
-        return
-    half = entity.shape[0] // 2
-    for f in range(half):
-        a, b = entity[f], entity[half + f]
-        add_lanes(out[f], relation[f], a)
-        add_lanes(out[f], relation[half + f], b)
-        add_lanes(out[half + f], relation[f], b)
-        add_lanes(out[half + f], relation[half + f], -a)
-
-
-@inner_kernel
-def _pull_subject_lanes(is_complex, flip, relation, pull, relation_back, pull_back, out):
-    """Derivative of `pull_subject` along (relation_back, pull_back), added to `out`."""
-    _compose_lanes(is_complex, not flip, pull_back, relation, out)
-    _compose_relation_lanes(is_complex, not flip, pull, relation_back, out)
-
-
-@inner_kernel
-def _pull_relation_lanes(is_complex, flip, entity, pull, entity_back, pull_back, out):
-    """Derivative of `pull_relation` along (entity_back, pull_back), added to `out`."""
-    if flip:  # e * conj(pull)
-        _compose_lanes(is_complex, True, entity_back, pull, out)
-        _compose_relation_lanes(is_complex, True, entity, pull_back, out)
-    else:  # pull * conj(e)
-        _compose_lanes(is_complex, True, pull_back, entity, out)
-        _compose_relation_lanes(is_complex, True, pull, entity_back, out)
-
-
-@inner_kernel
-def _clear(lanes):
-    for f in range(lanes.shape[0]):
-        for q in range(LANES):
-            lanes[f, q] = 0
-
-
-@inner_kernel
-def _add_row(target, source, factor):
-    for f in range(target.shape[0]):
-        add_lanes(target[f], source[f], factor)
 
 
 @inner_kernel
@@ -108,20 +52,6 @@ def _mask(row, allowed):
         for q in range(LANES):
             if not (allowed >> q) & 1:
                 row[f, q] = 0
-
-
-@inner_kernel
-def _bend(loss, curvatures, slopes, bends, mean):
-    """``bends = (d2L/dz2) slopes``, lane by lane."""
-    m = curvatures.shape[0]
-    if loss == SOFTMAX:
-        set_lanes(mean, slopes[0], curvatures[0])
-        for c in range(1, m):
-            add_lanes(mean, slopes[c], curvatures[c])
-    for c in range(m):
-        set_lanes(bends[c], slopes[c], curvatures[c])
-        if loss == SOFTMAX:
-            add_lanes(bends[c], mean, -curvatures[c])
 
 
 class Scratch(NamedTuple):
@@ -147,13 +77,13 @@ class Scratch(NamedTuple):
 def take_again(
     is_complex, flip, loss, rows, counts, x, pull, scores_at, gradients_at, curvatures_at
 ):
-    """Compute x, slopes, curvatures and pull of a step from the rows it saw."""
+    """Compute x, slopes, curvatures and pull of a step from the rows it saw; returns its loss."""
     m = counts.shape[0]
     compose(is_complex, flip, rows[0], rows[1], x)
     for c in range(m):
         scores_at[c] = dot(x, rows[2 + c])
     gradients = gradients_at[:m]
-    link_gradients(loss, scores_at[:m], counts, gradients)
+    value = link_gradients(loss, scores_at[:m], counts, gradients)
     link_curvatures(loss, counts, gradients, curvatures_at[:m])
     for f in range(x.shape[0]):
         pull[f] = 0
@@ -161,6 +91,7 @@ def take_again(
         row = rows[2 + c]
         for f in range(x.shape[0]):
             pull[f] += gradients[c] * row[f]
+    return value
 
 
 @inner_kernel
@@ -232,9 +163,9 @@ def _bends(adjoint, graph, log, hyper, entry, flip, place, candidates, weight, s
     rows, x, lane = log.rows[entry], scratch.x, scratch.lane
     number = x.dtype.type
     m = candidates.shape[0]
-    _clear(scratch.turned)
-    _compose_lanes(graph.complex, flip, scratch.of_subject, rows[1], scratch.turned)
-    _compose_relation_lanes(graph.complex, flip, rows[0], scratch.of_relation, scratch.turned)
+    clear_lanes(scratch.turned)
+    compose_lanes(graph.complex, flip, scratch.of_subject, rows[1], scratch.turned)
+    compose_relation_lanes(graph.complex, flip, rows[0], scratch.of_relation, scratch.turned)
     for c in range(m):
         slopes = scratch.slopes[c]
         dot_lanes(rows[2 + c], scratch.turned, slopes)
@@ -249,7 +180,7 @@ def _bends(adjoint, graph, log, hyper, entry, flip, place, candidates, weight, s
         else:
             dot_lanes(x, scratch.of_candidates[c], lane)
             add_lanes(slopes, lane, number(1))
-    _bend(hyper.loss, scratch.curvatures[:m], scratch.slopes, scratch.bends, lane)
+    bend_lanes(hyper.loss, scratch.curvatures[:m], scratch.slopes, scratch.bends, lane)
 
 
 @inner_kernel
@@ -261,7 +192,7 @@ def _push(
     rows, x, turned, pulled = log.rows[entry], scratch.x, scratch.turned, scratch.pulled
     number = x.dtype.type
     shrink = weight * number(hyper.regularization)
-    _clear(pulled)
+    clear_lanes(pulled)
     for c in range(candidates.shape[0]):
         u, slope = adjoint.rows[candidates[c]], scratch.gradients[c]
         of_row, factor = scratch.of_subject, slope
@@ -273,24 +204,24 @@ def _push(
             u, pulled, of_row, turned, x, rows[2 + c], scratch.bends[c], slope, factor, weight
         )
         if c == 0 and c != place:
-            _add_row(u, of_row, shrink)
+            add_row_lanes(u, of_row, shrink)
         _mask(u, allowed[candidates[c]])
     # x' is of no more use: its room takes the pushes of the subject and of the relation
-    _clear(turned)
-    _pull_subject_lanes(
+    clear_lanes(turned)
+    pull_subject_lanes(
         graph.complex, flip, rows[1], scratch.pull, scratch.of_relation, pulled, turned
     )
     u = adjoint.rows[subject]
-    _add_row(u, turned, weight)
-    _add_row(u, scratch.of_subject, shrink)
+    add_row_lanes(u, turned, weight)
+    add_row_lanes(u, scratch.of_subject, shrink)
     _mask(u, allowed[subject])
-    _clear(turned)
-    _pull_relation_lanes(
+    clear_lanes(turned)
+    pull_relation_lanes(
         graph.complex, flip, rows[0], scratch.pull, scratch.of_subject, pulled, turned
     )
     u = adjoint.rows[relation]
-    _add_row(u, turned, weight)
-    _add_row(u, scratch.of_relation, shrink)
+    add_row_lanes(u, turned, weight)
+    add_row_lanes(u, scratch.of_relation, shrink)
     _mask(u, allowed[relation])
 
 
