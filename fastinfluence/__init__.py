@@ -15,6 +15,7 @@ from fastinfluence.attribution import (  # noqa: E402
     Explanations,
     GradientRollback,
     Replay,
+    TracIn,
     objectives,
 )
 from fastinfluence.data import (  # noqa: E402
@@ -40,6 +41,7 @@ __all__ = [
     "Interactions",
     "MatrixFactorization",
     "Replay",
+    "TracIn",
     "Trajectory",
     "Triples",
     "datasets",

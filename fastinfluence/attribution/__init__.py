@@ -14,6 +14,7 @@ from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.replay import Replay
 from fastinfluence.attribution.sets import ExplanationSet, explain_set
+from fastinfluence.attribution.tracin import TracIn
 
 __all__ = [
     "Counterfactual",
@@ -22,6 +23,7 @@ __all__ = [
     "Explanations",
     "GradientRollback",
     "Replay",
+    "TracIn",
     "TripleCounterfactual",
     "counterfactual",
     "explain_set",
