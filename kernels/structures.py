@@ -20,6 +20,7 @@ __all__ = [
     "GraphCurvature",
     "GraphHyper",
     "GraphLog",
+    "GraphPoint",
     "GraphSampler",
     "GraphTables",
     "Hyper",
@@ -295,6 +296,18 @@ class GraphLog(NamedTuple):
     squares: Array  # as rows, or (0, ...): before the catch-up and the step
     clocks: Array  # (m, C + 2) int64, or (0, C + 2): before the catch-up
     settled: RowState  # dense Adam: momenta, squares, clocks before the epoch's end settles them
+
+
+class GraphPoint(NamedTuple):
+    """The training loss of a model of triples at fixed rows, a mean over epochs."""
+
+    rows: Array  # (n_rows, d)
+    graph: Graph
+    examples: TripleExamples
+    sampler: GraphSampler
+    hyper: GraphHyper
+    first: int  # epochs `first` to `behind` draw the negatives
+    behind: int
 
 
 class TripleRows(NamedTuple):
