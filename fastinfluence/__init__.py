@@ -16,6 +16,7 @@ from fastinfluence.attribution import (  # noqa: E402
     GradientRollback,
     Replay,
     TracIn,
+    TurnOverDropout,
     objectives,
 )
 from fastinfluence.data import (  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "TracIn",
     "Trajectory",
     "Triples",
+    "TurnOverDropout",
     "datasets",
     "errors",
     "evaluation",

@@ -15,6 +15,7 @@ from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.replay import Replay
 from fastinfluence.attribution.sets import ExplanationSet, explain_set
 from fastinfluence.attribution.tracin import TracIn
+from fastinfluence.attribution.turn_over_dropout import TurnOverDropout
 
 __all__ = [
     "Counterfactual",
@@ -25,6 +26,7 @@ __all__ = [
     "Replay",
     "TracIn",
     "TripleCounterfactual",
+    "TurnOverDropout",
     "counterfactual",
     "explain_set",
     "objectives",

@@ -99,6 +99,17 @@ class Quantity(ABC):
         """d phi / d scores; None where phi is not a function of the scores of some pairs."""
         return None
 
+    def of_scores(self, scores: Floats, queries: slice = slice(None)) -> Floats:
+        """phi (..., m) of some queries, by default of all, from the scores of their pairs.
+
+        Parameters
+        ----------
+        scores : (..., l) float64
+            Of the pairs that `pairs` names for these queries, in its order.
+        queries : slice
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not a function of scores")
+
     @property
     def codes(self) -> dict[str, Array]:
         """What each query is about, in columns (n,) of codes; none where nobody knows."""
@@ -148,6 +159,10 @@ class Scores(_OfScores):
         """Scores (n,) float64."""
         return _scores(tables, mean, self.users, self.items)
 
+    def of_scores(self, scores: Floats, queries: slice = slice(None)) -> Floats:
+        """The scores themselves."""
+        return scores
+
     def pairs(self, tables: Tables, mean: float) -> PairWeights:
         """Every pair with slope 1."""
         return self._weights(np.ones(self.n))
@@ -164,6 +179,10 @@ class Margins(_OfScores):
         """Differences (n,) float64 of two scores."""
         upper = _scores(tables, mean, self.users, self.items)
         return upper - _scores(tables, mean, self.users, self.over)
+
+    def of_scores(self, scores: Floats, queries: slice = slice(None)) -> Floats:
+        """Differences of every two neighbours."""
+        return scores[..., ::2] - scores[..., 1::2]
 
     def pairs(self, tables: Tables, mean: float) -> PairWeights:
         """Both pairs of every query, with slopes 1 and -1."""
@@ -184,11 +203,15 @@ class Losses(_OfScores):
 
     def values(self, tables: Tables, mean: float) -> Floats:
         """Losses (n,) float64, negated."""
-        scores = _scores(tables, mean, self.users, self.items)
+        return self.of_scores(_scores(tables, mean, self.users, self.items))
+
+    def of_scores(self, scores: Floats, queries: slice = slice(None)) -> Floats:
+        """Losses, negated."""
+        targets = self.targets[queries]
         if self.loss == "squared":
-            return -0.5 * (scores - self.targets) ** 2
+            return -0.5 * (scores - targets) ** 2
         # log sigmoid(s f), s = 2 y - 1, without overflow
-        return -np.logaddexp(0.0, (1.0 - 2.0 * self.targets) * scores)
+        return -np.logaddexp(0.0, (1.0 - 2.0 * targets) * scores)
 
     def pairs(self, tables: Tables, mean: float) -> PairWeights:
         """Every pair with slope y - f, or y - sigmoid(f)."""
@@ -210,6 +233,11 @@ class Average(Quantity):
     def values(self, tables: Tables, mean: float) -> Floats:
         """The mean (1,) float64."""
         return np.array([self.inner.values(tables, mean).mean()])
+
+    def of_scores(self, scores: Floats, queries: slice = slice(None)) -> Floats:
+        """The mean (..., 1)."""
+        means: Floats = self.inner.of_scores(scores).mean(axis=-1, keepdims=True)
+        return means
 
     def gradients(self, tables: Tables, mean: float) -> RowGradients:
         """Those of the other quantity, divided by their number."""
