@@ -21,6 +21,7 @@ from fastinfluence.kernels.structures import (
     TripleRecord,
 )
 from fastinfluence.memory import aligned_zeros
+from fastinfluence.training.graph_endpoint import GraphEndpoint
 from fastinfluence.training.graph_recipe import GRAPH_LOSSES, GRAPH_OPTIMIZERS, GraphRecipe
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ class GraphProgram:
         """Rows of the table: entities, relations, and their reciprocals."""
         graph = self.graph
         return graph.n_entities + graph.n_relations * (2 if graph.reciprocal else 1)
+
+    def endpoint(self, tables: GraphTables, *, n_threads: int = 1) -> GraphEndpoint:
+        """Return the loss this run minimises, at fixed parameters."""
+        return GraphEndpoint(self, tables, n_threads=n_threads)
 
     def predrawn(self, n_epochs: int, memory_budget: int, n_threads: int = 1) -> GraphProgram:
         """Return the program itself: drawing negatives is a small part of a step here."""
