@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastinfluence.attribution import tracin
-from fastinfluence.attribution.triples.method import TripleAttribution
+from fastinfluence.attribution.triples.method import TripleAttribution, refuse_unit_norm
 from fastinfluence.errors import ParameterError
 from fastinfluence.models import KnowledgeGraphModel
 
@@ -30,6 +30,7 @@ class TracIn(TripleAttribution, tracin.TracIn, of=KnowledgeGraphModel):
                 "mode='checkpoints'"
             )
         super().__init__(model, mode=mode, **options)
+        refuse_unit_norm(self)
 
     def _rate(self, epoch: int) -> float:
         """Mean learning rate of the steps of an epoch, counted from 0."""
