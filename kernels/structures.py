@@ -14,6 +14,7 @@ __all__ = [
     "LANES",
     "Adjoint",
     "Curvature",
+    "Edges",
     "Examples",
     "Exclusions",
     "Graph",
@@ -136,6 +137,22 @@ class Adjoint(NamedTuple):
 
     users: Array  # (n_users, k + 1, LANES)
     items: Array  # (n_items, k + 1, LANES)
+
+
+class Edges(NamedTuple):
+    """The scores that a training loss is made of: each joins a user's row and an item's.
+
+    Rows are those of the users, then those of the items. The edges of an example are consecutive,
+    the first is that of its own pair, those of its negatives follow; the examples stand user by
+    user, and so the edges do.
+    """
+
+    pointers: Array  # (n_rows + 1,) int64: bounds of the places of each row
+    others: Array  # (2 m,) int32: the row at the other end
+    numbers: Array  # (2 m,) int32: the edge at each place
+    first: Array  # (n + 1,) int64: bounds of the edges of each example
+    owns: Array  # (m,) int32: the first edge of the same example
+    examples: Array  # (n,) int64: training index of each example
 
 
 class ScoreTerms(NamedTuple):

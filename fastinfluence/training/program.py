@@ -12,6 +12,7 @@ from fastinfluence import dispatch
 from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import Examples, Hyper, Log, Record, Sampler, Tables
 from fastinfluence.memory import aligned_zeros
+from fastinfluence.training.endpoint import Endpoint
 from fastinfluence.training.recipe import Recipe
 from fastinfluence.training.schedule import Schedule
 
@@ -279,6 +280,10 @@ class Program:
         """First visit of a part of an epoch, and the one behind it."""
         pointers, n_groups = self.schedule.pointers, self.schedule.n_groups
         return int(pointers[part[0] * n_groups]), int(pointers[part[1] * n_groups])
+
+    def endpoint(self, tables: Tables, *, n_threads: int = 1) -> Endpoint:
+        """What this run minimises, at parameters by code."""
+        return Endpoint(self, tables, n_threads=n_threads)
 
     def hyper(self, epoch: int) -> Hyper:
         """Scalars of the steps of an epoch, in the dtype of the parameters."""

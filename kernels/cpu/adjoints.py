@@ -5,11 +5,21 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import I64, LANES, Lanes, broadcast, emit_prefetch, is_matrix, is_vector, vectors
 
-__all__ = ["add_lanes", "adjoint_dots", "dot_lanes", "move_adjoints", "pull_adjoints", "set_lanes"]
+__all__ = [
+    "add_four_rows",
+    "add_lanes",
+    "adjoint_dots",
+    "dot_four_rows",
+    "dot_lanes",
+    "move_adjoints",
+    "pull_adjoints",
+    "set_lanes",
+]
 
 
 def _coordinates(builder: ir.IRBuilder, k: ir.Value, body: Callable[[ir.Value, int], None]) -> None:
@@ -281,3 +291,77 @@ def pull_adjoints(
     number = x.dtype
     signature = types.void(target, pulled, adjoint, turned, x, row, bends, number, number, number)
     return signature, codegen
+
+
+def _four_rows(
+    lanes: Lanes, builder: ir.IRBuilder, array_type: types.Array, args: Any
+) -> tuple[list[ir.Value], ir.Value]:
+    """Pointers to four rows of a matrix, ``args[0][args[1]]`` and so on, and their length."""
+    struct = lanes.context.make_array(array_type)(lanes.context, builder, args[0])
+    length = cgutils.unpack_tuple(builder, struct.shape)[1]
+    return [builder.gep(struct.data, [builder.mul(row, length)]) for row in args[1:5]], length
+
+
+@intrinsic
+def dot_four_rows(
+    typing_context: Any, rows: Any, a: Any, b: Any, c: Any, d: Any, adjoint: Any, out: Any
+) -> Any:
+    """``out[n] = rows[i_n] . adjoint`` for four rows: (m, d) and (d, LANES) to (4, LANES).
+
+    Four at once, since one row's product loads a vector of the adjoint for every multiplication.
+    """
+    if not is_matrix(rows, adjoint, out) or not (a == b == c == d == types.int64):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        four, length = _four_rows(lanes, builder, signature.args[0], args)
+        adjoint, out = (lanes.array(signature.args[n], args[n])[0] for n in (5, 6))
+        sums = [[lanes.accumulator() for _ in range(2)] for _ in four]
+        for cell in [cell for pair in sums for cell in pair]:
+            builder.store(lanes.zero, cell)
+
+        def body(f: ir.Value, n: int) -> None:
+            u = lanes.load(adjoint, builder.mul(f, I64(LANES)))
+            for row, pair in zip(four, sums, strict=True):
+                x = broadcast(builder, builder.load(builder.gep(row, [f])))
+                builder.store(lanes.fma(x, u, builder.load(pair[n])), pair[n])
+
+        _coordinates(builder, length, body)
+        for n, pair in enumerate(sums):
+            total = builder.fadd(*(builder.load(cell) for cell in pair))
+            lanes.store(total, out, I64(n * LANES))
+        return context.get_dummy_value()
+
+    return types.void(rows, a, b, c, d, adjoint, out), codegen
+
+
+@intrinsic
+def add_four_rows(
+    typing_context: Any, target: Any, rows: Any, a: Any, b: Any, c: Any, d: Any, factors: Any
+) -> Any:
+    """``target += outer(rows[i_n], factors[n])`` over four rows, one after the other.
+
+    (d, LANES), (m, d) and (4, LANES).
+    """
+    if not is_matrix(target, rows, factors) or not (a == b == c == d == types.int64):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[1].dtype)
+        four, length = _four_rows(lanes, builder, signature.args[1], args[1:])
+        target, factors = (lanes.array(signature.args[n], args[n])[0] for n in (0, 6))
+        pushes = [lanes.load(factors, I64(n * LANES)) for n in range(4)]
+
+        def body(f: ir.Value, _: int) -> None:
+            at = builder.mul(f, I64(LANES))
+            total = lanes.load(target, at)
+            for row, push in zip(four, pushes, strict=True):
+                x = broadcast(builder, builder.load(builder.gep(row, [f])))
+                total = lanes.fma(x, push, total)
+            lanes.store(total, target, at)
+
+        _coordinates(builder, length, body)
+        return context.get_dummy_value()
+
+    return types.void(target, rows, a, b, c, d, factors), codegen

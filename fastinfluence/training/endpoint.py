@@ -1,0 +1,312 @@
+"""The training loss of matrix factorization at fixed parameters: its gradients, its Hessian."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.errors import DataError
+from fastinfluence.kernels.structures import LANES, Edges, Tables
+from fastinfluence.memory import aligned_zeros
+
+if TYPE_CHECKING:
+    from fastinfluence.training.program import Program
+
+__all__ = ["Endpoint"]
+
+Array = npt.NDArray[Any]
+Codes = npt.NDArray[np.int32]
+
+
+class Endpoint:
+    """What training minimises, at fixed parameters: ``F = sum_j w_j l_j``.
+
+    l_j is the loss of example j and regularization / 2 times the squares of the rows it touches:
+    what j takes with it when it is left out. Where every epoch draws its own negatives it is
+    the mean over those of the last epochs of the recipe.
+
+    Axes of length n_rows are the users, then the items; a row is ``(factors, bias)``. Axes of
+    length n are by training index.
+
+    Nothing depends on the number of threads, to the bit. Products share scratch memory: one call
+    at a time.
+
+    Parameters
+    ----------
+    program : Program
+    tables : Tables
+        By code.
+    n_threads : int, default 1
+
+    Attributes
+    ----------
+    n_rows, d, n : int
+        Rows, numbers in a row (n_factors + 1), training examples.
+    dtype : numpy.dtype
+    rows : (n_rows, d)
+
+    Raises
+    ------
+    DataError
+        Tables of another shape, or that are not finite.
+    """
+
+    N_DRAWS: ClassVar[int] = 4
+    """Epochs whose negatives are averaged."""
+
+    def __init__(self, program: Program, tables: Tables, *, n_threads: int = 1) -> None:
+        data = program.data
+        self.n_users, self.n_rows = data.n_users, data.n_users + data.n_items
+        self.d, self.n, self.dtype = program.recipe.n_factors + 1, len(data), program.dtype
+        self._program, self._n_threads = program, n_threads
+        self._share = 1.0
+        self._take(tables)
+        negatives = self._drawn()
+        self._edges, self._users, self._items = _edges(data, negatives)
+        self._values = data.values[self._edges.examples].astype(self.dtype)
+        self._weights = program.weights[self._edges.examples].astype(self.dtype)
+
+    def _take(self, tables: Tables) -> None:
+        self._tables = tables
+        self.rows: Array = aligned_zeros((self.n_rows, self.d), self.dtype)
+        halves = (self.rows[: self.n_users], self.rows[self.n_users :])
+        for half, factors, biases in zip(halves, tables[:2], tables[2:], strict=True):
+            if factors.shape != (len(half), self.d - 1) or biases.shape != (len(half),):
+                raise DataError(
+                    f"factors of shape {factors.shape} and biases of {biases.shape} are no "
+                    f"{len(half):,} rows of {self.d - 1} factors"
+                )
+            half[:, :-1], half[:, -1] = factors, biases
+        if not np.isfinite(self.rows).all():
+            row = int((~np.isfinite(self.rows)).any(1).argmax())
+            of_user = row < self.n_users
+            kind, code = ("user", row) if of_user else ("item", row - self.n_users)
+            raise DataError(
+                f"the row of {kind} {code} holds NaN or infinity: the loss has no derivatives "
+                "there; train again with a lower learning_rate"
+            )
+        self._ends: Array = self.rows.copy()  # what scores are made of at the other end
+        self._ends[:, -1] = 1
+
+    def at(self, tables: Tables) -> Endpoint:
+        """Return the same loss, negatives and all, at other parameters."""
+        other = copy.copy(self)
+        for name in ("_derivatives", "_scratch"):
+            vars(other).pop(name, None)
+        other._take(tables)
+        return other
+
+    def reweighted(self, weights: npt.NDArray[np.float64]) -> Endpoint:
+        """Return the loss with other weights (n,) of the examples."""
+        other = self.at(self._tables)
+        other._weights = weights[self._edges.examples].astype(self.dtype)
+        vars(other).pop("_shrinkage", None)
+        return other
+
+    def _drawn(self) -> Codes:
+        """Negatives (n, N_DRAWS * n_negatives) by training index, -1 where there is none."""
+        program = self._program
+        n_negatives, n_epochs = program.sampler.n_negatives, program.recipe.n_epochs
+        if not n_negatives:
+            return np.zeros((self.n, 0), np.int32)
+        epochs = range(max(0, n_epochs - self.N_DRAWS), n_epochs)
+        self._share = 1 / len(epochs)
+        drawn = np.empty((self.n, len(epochs), n_negatives), np.int32)
+        of_epoch = np.empty((self.n, n_negatives), np.int32)
+        pointers = program.schedule.pointers
+        for number, epoch in enumerate(epochs):
+            dispatch.kernels("negatives").draw_epoch(
+                program.examples, pointers, program.sampler, epoch, 0, len(pointers) - 1, of_epoch
+            )
+            codes = np.where(of_epoch < 0, -1, program.schedule.pool[of_epoch])
+            drawn[program.order, number] = codes
+        return drawn.reshape(self.n, -1)
+
+    # ---------------------------------------------------------------- by example
+
+    @cached_property
+    def _derivatives(self) -> tuple[Array, Array, npt.NDArray[np.float64]]:
+        """dL/df and curvature (m,) of every edge, weighted losses (n,) in the order of the edges.
+
+        The arrays are of the parameters and weights as they are.
+        """
+        gradients, curvatures = (np.empty(len(self._items), self.dtype) for _ in range(2))
+        losses = np.empty(self.n)
+        program = self._program
+        kernel = dispatch.kernels("edge_losses").edge_losses
+
+        def part(start: int, stop: int) -> None:
+            kernel(
+                program.recipe.loss_code, self.rows, self._edges, self._users, self._items,
+                self._values, self._weights, self._share, program.mean,
+                program.recipe.regularization, start, stop, gradients, curvatures, losses,
+            )  # fmt: skip
+
+        self._by_example(part)
+        return gradients, curvatures, losses
+
+    def _by_example(self, part: Any) -> None:
+        parts = dispatch.equal_parts(self.n, 4 * self._n_threads)
+        dispatch.run_parts(part, parts, self._n_threads)
+
+    @cached_property
+    def _shrinkage(self) -> tuple[Array, Array]:
+        """L2 of the item of every edge (m,), and of every row (n_rows,), weights included."""
+        edges = self._edges
+        counts = np.diff(edges.first)
+        of_edges = np.repeat(self._weights.astype(np.float64), counts)
+        of_edges[edges.owns != np.arange(len(of_edges))] *= self._share
+        of_edges *= self._program.recipe.regularization
+        own = of_edges[edges.first[:-1]]
+        rows = np.bincount(self._users, own, self.n_rows)
+        rows += np.bincount(self._items, of_edges, self.n_rows)
+        return of_edges.astype(self.dtype), rows.astype(self.dtype)
+
+    def losses(self) -> npt.NDArray[np.float64]:
+        """``w_j l_j`` (n,) float64."""
+        found = np.empty(self.n)
+        found[self._edges.examples] = self._derivatives[2]
+        return found
+
+    def panel(self, quantity: Any, start: int) -> Array:
+        """Gradients (n_rows, d, LANES) of the queries from `start` on, one a lane, then zeros."""
+        panel = aligned_zeros((self.n_rows, self.d, LANES), self.dtype)
+        found = quantity.gradients(self._tables, self._program.mean)
+        for offset, (queries, codes, rows) in ((0, found[:3]), (self.n_users, found[3:])):
+            ours = (queries >= start) & (queries < start + LANES)
+            at: Any = (codes[ours] + offset, slice(None), queries[ours] - start)
+            np.add.at(panel, at, rows[ours])
+        return panel
+
+    def credit(self, panel: Array) -> Array:
+        """``-w_j grad l_j . panel`` (n, LANES): the change of phi by a small step along j."""
+        hessian = dispatch.kernels("hessian")
+        slopes = self._slopes(panel)
+        dots = np.empty((self.n_rows, LANES), self.dtype)
+        hessian.row_dots(self.rows, panel, 0, self.n_rows, dots)
+        found = aligned_zeros((self.n, LANES), self.dtype)
+        gradients, l2 = self._derivatives[0], self._shrinkage[0]
+
+        def part(start: int, stop: int) -> None:
+            hessian.credit(
+                self._edges, self._users, self._items, gradients, l2, slopes, dots, start, stop,
+                found,
+            )  # fmt: skip
+
+        self._by_example(part)
+        return found
+
+    def norms(self) -> Array:
+        """``|w_j grad l_j|`` (n,)."""
+        kernel = dispatch.kernels("hessian").gradient_norms
+        found = np.empty(self.n, self.dtype)
+        gradients, l2 = self._derivatives[0], self._shrinkage[0]
+
+        def part(start: int, stop: int) -> None:
+            kernel(
+                self.rows, self._ends, self._edges, self._users, self._items, gradients, l2,
+                start, stop, found,
+            )  # fmt: skip
+
+        self._by_example(part)
+        return found
+
+    # ---------------------------------------------------------------- Hessian
+
+    def product(self, panel: Array, out: Array, *, full: bool = False) -> None:
+        """Write the Hessian of F times each lane of a panel to `out`.
+
+        Parameters
+        ----------
+        panel : (n_rows, d, LANES)
+        out : (n_rows, d, LANES)
+            Another array.
+        full : bool, default False
+            The Hessian itself; otherwise its Gauss-Newton matrix, which has no negative
+            eigenvalues.
+
+        Notes
+        -----
+        O(edges * d) a lane: 8 floating-point operations for every number of a row.
+        """
+        hessian = dispatch.kernels("hessian")
+        gradients, curvatures, _ = self._derivatives
+        bends = self._slopes(panel)
+
+        def bend(start: int, stop: int) -> None:
+            loss = self._program.recipe.loss_code
+            hessian.bend(loss, self._edges.first, curvatures, start, stop, bends)
+
+        def pull(start: int, stop: int) -> None:
+            hessian.pull(
+                self._ends, self._edges, bends, gradients if full else None, panel,
+                self._shrinkage[1], start, stop, out,
+            )  # fmt: skip
+
+        self._by_example(bend)
+        dispatch.run_parts(pull, self._parts[0] + self._parts[1], self._n_threads)
+
+    def blocks(self) -> Array:
+        """The diagonal blocks (n_rows, d, d) of the Gauss-Newton matrix, one a row."""
+        row_blocks = dispatch.kernels("hessian").row_blocks
+        blocks = aligned_zeros((self.n_rows, self.d, self.d), self.dtype)
+        curvatures, l2 = self._derivatives[1], self._shrinkage[1]
+
+        def part(start: int, stop: int) -> None:
+            row_blocks(
+                self._program.recipe.loss_code, self._ends, self._edges, self._items, curvatures,
+                l2, self.n_users, start, stop, blocks,
+            )  # fmt: skip
+
+        dispatch.run_parts(part, self._parts[0] + self._parts[1], self._n_threads)
+        return blocks
+
+    def _slopes(self, panel: Array) -> Array:
+        """Slopes (m, LANES) of all scores along the panel; overwritten by the next call."""
+        slopes = dispatch.kernels("hessian").slopes
+        for added, parts in enumerate(self._parts):
+
+            def part(start: int, stop: int, added: bool = bool(added)) -> None:
+                slopes(self._ends, self._edges, panel, start, stop, added, self._scratch)
+
+            dispatch.run_parts(part, parts, self._n_threads)
+        return self._scratch
+
+    @cached_property
+    def _scratch(self) -> Array:
+        return aligned_zeros((len(self._items), LANES), self.dtype)
+
+    @cached_property
+    def _parts(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Runs of users and of items of nearly equal work."""
+        work = np.diff(self._edges.pointers) + 1.0
+        users, items = (
+            dispatch.even_parts(part, 4 * self._n_threads)
+            for part in (work[: self.n_users], work[self.n_users :])
+        )
+        return users, [(a + self.n_users, b + self.n_users) for a, b in items]
+
+
+def _edges(data: Any, negatives: Codes) -> tuple[Edges, Codes, Codes]:
+    """Edges of all examples, the row of every example's user and of every edge's item."""
+    n_users, n_rows = data.n_users, data.n_users + data.n_items
+    _, examples = data.by_user
+    users = data.users[examples]
+    candidates = np.column_stack([data.items, negatives])[examples]
+    real = candidates >= 0
+    items = (candidates[real] + n_users).astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+    owns = np.repeat(first[:-1], np.diff(first)).astype(np.int32)
+    of_edges = np.repeat(users, np.diff(first))
+    count_sort = dispatch.kernels("grouping").count_sort
+    pointers, by_item = count_sort(items - np.int32(n_users), n_rows - n_users)
+    user_pointers = np.searchsorted(of_edges, np.arange(n_users + 1))
+    numbers = np.concatenate([np.arange(len(items)), by_item]).astype(np.int32)
+    others = np.concatenate([items, of_edges[by_item]]).astype(np.int32)
+    bounds = np.concatenate([user_pointers, len(items) + pointers[1:]])
+    return Edges(bounds, others, numbers, first, owns, examples), users, items
