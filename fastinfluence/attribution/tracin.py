@@ -197,17 +197,22 @@ class TracIn(DenseAttribution):
         tracin_steps = dispatch.kernels("tracin").tracin_steps
         parts = dispatch.even_parts(_work(self.data, followed), self._n_threads)
         terms = [_terms(trajectory, followed.part(*bounds)) for bounds in parts]
-        influence = np.zeros((followed.n, len(self.data)), program.dtype)
+        found = [np.zeros((len(self.data), stop - start), program.dtype) for start, stop in parts]
         for stage in self._stages(_visits_of(trajectory, followed), show_progress):
             visits = stage.log, program.hyper(stage.epoch), program.recipe.loss_code, *stage[1:3]
 
             def part(start: int, stop: int, visits: tuple[Any, ...] = visits) -> None:
                 for number in range(start, stop):
-                    found = influence[slice(*parts[number])]
-                    tracin_steps(terms[number], followed.kind, program.examples, *visits, found)
+                    of_part = terms[number], followed.kind, program.examples, *visits
+                    tracin_steps(*of_part, found[number])
 
             numbers = [(number, number + 1) for number in range(len(parts))]
             dispatch.run_parts(part, numbers, self._n_threads)
+        influence = np.empty((followed.n, len(self.data)), program.dtype)
+        for start in range(0, len(self.data), 1024):  # at once it would go twice through memory
+            some = slice(start, start + 1024)
+            for (first, behind), by_example in zip(parts, found, strict=True):
+                influence[first:behind, some] = by_example[some].T
         return influence
 
     def _stages(

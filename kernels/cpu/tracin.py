@@ -114,14 +114,14 @@ def _steps(terms, kind, examples, log, hyper, loss, start, stop, out, step):
         if slot < 0:
             continue
         u, j, weight = terms.user_slots[examples.users[t]], examples.ids[t], examples.weights[t]
-        n_candidates = _count(log, slot)
+        n_candidates, found = _count(log, slot), out[j]
         _put_back(terms, u, log, slot, n_candidates)
         if u >= 0:
             _user_step(log, slot, n_candidates, loss, weight, hyper, step)
             for place in range(terms.user_pointers[u], terms.user_pointers[u + 1]):
                 term = terms.by_user[place]
                 moved = dot(rows.item_factors[terms.items[term]], step) + step[k]
-                out[terms.queries[term], j] -= _slope(terms, term, kind, hyper.mean) * moved
+                found[terms.queries[term]] -= _slope(terms, term, kind, hyper.mean) * moved
         for c in range(n_candidates):
             i = terms.item_slots[log.items[slot, c]]
             if i < 0:
@@ -130,7 +130,7 @@ def _steps(terms, kind, examples, log, hyper, loss, start, stop, out, step):
             for place in range(terms.item_pointers[i], terms.item_pointers[i + 1]):
                 term = terms.by_item[place]
                 moved = dot(rows.user_factors[terms.users[term]], step) + step[k]
-                out[terms.queries[term], j] -= _slope(terms, term, kind, hyper.mean) * moved
+                found[terms.queries[term]] -= _slope(terms, term, kind, hyper.mean) * moved
 
 
 @kernel
@@ -154,8 +154,9 @@ def tracin_steps(terms, kind, examples, log, hyper, loss, start, stop, out):
         Of training.
     start, stop : int
         Visits to go through.
-    out : (n_quantities, n)
-        Influence by training index, added to.
+    out : (n, n_quantities)
+        Influence by training index, added to. (A quantity a row, every credit of a step would be
+        on a page of memory of its own.)
     """
     step = np.empty(log.user_rows.shape[1] + 1, log.user_rows.dtype)
     _steps(terms, kind, examples, log, hyper, loss, start, stop, out, step)

@@ -63,14 +63,14 @@ def walk_back(trajectory, step, *, memory_budget=2**30):
 def influence(trajectory, terms, kind, **options):
     program = trajectory.program
     terms = followed(trajectory, terms)
-    out = np.zeros((N_QUERIES, len(program.data)), program.dtype)
+    out = np.zeros((len(program.data), N_QUERIES), program.dtype)
 
     def step(log, hyper, start, stop):
         fixed = log, hyper, program.recipe.loss_code, start, stop, out
         tracin.tracin_steps(terms, KINDS[kind], program.examples, *fixed)
 
     walk_back(trajectory, step, **options)
-    return out, terms.rows
+    return out.T, terms.rows
 
 
 def naive_influence(trajectory, terms, kind):
