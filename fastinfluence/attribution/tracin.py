@@ -52,7 +52,8 @@ class TracIn(DenseAttribution):
         influence_j = - sum over checkpoints c   lr_c grad phi(theta_c) . w_j grad l_j(theta_c)
 
     where lr_c is the learning rate of the epoch that ended there, and where the Trajectory does
-    not keep every epoch, the sum of those since the checkpoint before.
+    not keep every epoch, the sum of those since the checkpoint before. Negatives are those of the
+    last epochs, averaged; what Adagrad makes of the learning rate is not followed.
 
     Parameters
     ----------
