@@ -86,7 +86,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
         ("evaluate run", "Missing option '--out'"),
         ("evaluate run --out ml", "ml exists already: choose another name, or go on with it"),
         ("evaluate run --out ml --resume", "ml holds no retraining folder: nothing to go on with"),
-        ("evaluate run --methods replay,tarot --out new", "gradient-rollback, curvature-rollback"),
+        ("evaluate run --methods replay,tarot --out new", "'all' or some of curvature-rollback"),
         ("evaluate run --methods replay,replay --out new", "names the same twice"),
         ("evaluate run --methods all,replay --out new", "'all' or some of"),
         ("evaluate run --queries 0 --out new", "asks for nothing"),

@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("functional", "explaining", "faithfulness", "knowledge-graphs")
+        for name in ("functional", "explaining", "faithfulness", "knowledge-graphs", "methods")
     ),
 ]
 

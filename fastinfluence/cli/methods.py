@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
+from fastinfluence import attribution
+from fastinfluence.attribution import CurvatureRollback
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.method import Attribution
 from fastinfluence.errors import ParameterError
@@ -13,9 +14,11 @@ from fastinfluence.models import Model
 
 __all__ = ["METHODS", "check_explaining", "explaining", "make_method", "streams"]
 
-_KINDS: tuple[type[Attribution], ...] = (GradientRollback, CurvatureRollback, Replay)
-
-METHODS: dict[str, type[Any]] = {kind.name: kind for kind in _KINDS}
+METHODS: dict[str, type[Any]] = {  # whatever `fastinfluence.attribution` has
+    kind.name: kind
+    for kind in vars(attribution).values()
+    if isinstance(kind, type) and issubclass(kind, Attribution)
+}
 
 
 def make_method(
