@@ -12,6 +12,7 @@ from fastinfluence.attribution.counterfactuals import (
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
+from fastinfluence.attribution.hydra import Hydra
 from fastinfluence.attribution.replay import Replay
 from fastinfluence.attribution.sets import ExplanationSet, explain_set
 from fastinfluence.attribution.tracin import TracIn
@@ -23,6 +24,7 @@ __all__ = [
     "ExplanationSet",
     "Explanations",
     "GradientRollback",
+    "Hydra",
     "Replay",
     "TracIn",
     "TripleCounterfactual",
