@@ -1,34 +1,55 @@
-"""Influence functions by conjugate gradients: in plain torch, and as pyDVL runs them.
+"""Influence functions by torch, pyDVL and dattri, all on the same positive definite system.
 
-Both solve ``H x = grad score`` for every query and multiply x with every rating's gradient. An
-iteration costs the same whether it converges or not, so a few are timed and scaled up.
+They solve ``H x = grad score`` for a query and multiply x with every rating's gradient. The
+Hessian of factors is indefinite away from a perfect fit, where conjugate gradients mean nothing,
+so pyDVL and dattri are given the linearized network: its Hessian is the model's Gauss-Newton
+matrix, its gradients are the model's. An iteration costs the same whether it converges or not, so
+a few are timed and scaled up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import peers_tracin
 from comparison import Rival, timed
+from peers_tracin import extrapolated
+from torch_influence import CHUNK, LISSA_BATCH, GaussNewton
 
 import fastinfluence as fi
 
-N_ITERATIONS = 100
-"""What a relative residual of 1e-4 takes on MovieLens 100K, k = 16; pyDVL's default tolerance."""
+GRADIENT_BYTES = 2**28  # of the ratings' gradients, dense, that pyDVL and dattri make at a time
+LISSA_ITERATIONS = 5_000  # as Koh & Liang
+LISSA_SCALE = 3.0  # of the largest eigenvalue, as those of batches are larger than that of all
 
-SOME = 2  # iterations that are timed
-CHUNK = 2**15  # ratings a batch: four times as many are slower
-N_GRADIENTS = 64  # ratings whose gradients pyDVL is given: each is as large as all parameters
+CG = ("CG in torch", "pyDVL CG", "dattri CG")
+LISSA = "LiSSA in torch"
 
 Codes = tuple[np.ndarray, np.ndarray]
 
 
-def rivals(
-    model: fi.MatrixFactorization, queries: Codes, sample: np.ndarray
-) -> tuple[dict[str, Rival], dict[str, str]]:
-    """The peers that are installed, and why the others are missing.
+@dataclass(frozen=True)
+class Peer:
+    """One way to the influence of all ratings on all queries."""
+
+    label: str
+    seconds: Rival
+    solve: Callable[[], Any]  # the solution of the first query, (n_parameters,)
+
+
+def peers(
+    model: fi.MatrixFactorization,
+    queries: Codes,
+    *,
+    damping: float,
+    n_iterations: int,
+    n_timed: int = 2,
+    sample: np.ndarray | None = None,
+    names: tuple[str, ...] = CG,
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Those that are installed, and why the others are missing.
 
     Parameters
     ----------
@@ -36,167 +57,277 @@ def rivals(
         Of the squared loss.
     queries : tuple of (n,) int
         Codes of the pairs that are explained; the first is solved for.
-    sample : (m,) int
-        Training indices that pyDVL is given; its seconds are extrapolated to all of them.
+    damping : float
+        In the sum over all ratings.
+    n_iterations : int
+        Of conjugate gradients.
+    n_timed : int
+        Of those, how many are timed.
+    sample : (m,) int, optional
+        Training indices whose Hessian pyDVL and dattri are given, all by default; their seconds
+        are extrapolated.
+    names : tuple of str
     """
+    builds = {
+        "CG in torch": _in_torch,
+        "pyDVL CG": _pydvl,
+        "dattri CG": _dattri,
+        LISSA: _lissa,
+    }
+    sample = np.arange(len(model.data_)) if sample is None else sample
     found, missing = {}, {}
-    for name, build in {"CG in torch": _in_torch, "pyDVL CG": _pydvl}.items():
+    for name in names:
         try:
-            label, rival = build(model, queries, sample)
+            problem = GaussNewton(model, damping)
+            work = _Work(model, problem, queries, damping, n_iterations, n_timed, sample)
+            found[name] = builds[name](work)
         except ImportError as error:
             missing[name] = f"not installed ({error})"
-            continue
-        found[f"{name} ({label}; extrapolated)"] = rival
     return found, missing
+
+
+def rivals(found: Mapping[str, Peer]) -> dict[str, Rival]:
+    """Peers as `comparison.compare` takes them, their labels as names."""
+    return {f"{name} ({peer.label}; extrapolated)": peer.seconds for name, peer in found.items()}
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: fi.MatrixFactorization
+    problem: GaussNewton
+    queries: Codes
+    damping: float
+    n_iterations: int
+    n_timed: int
+    sample: np.ndarray
+
+    @property
+    def n_queries(self) -> int:
+        return len(self.queries[0])
+
+    @property
+    def n_train(self) -> int:
+        return len(self.model.data_)
+
+    @property
+    def right(self) -> Any:
+        """Gradient of the first score, (n_parameters,)."""
+        return self.problem.score_gradient(int(self.queries[0][0]), int(self.queries[1][0]))
+
+    @property
+    def n_gradients(self) -> int:
+        """Ratings whose gradients are made at a time: each is as large as all parameters."""
+        return min(self.n_train, max(2, GRADIENT_BYTES // (4 * len(self.problem.parameters))))
+
+    def label(self, n_timed: int, n_iterations: int) -> str:
+        """What of the whole is timed."""
+        parts = [f"{n_timed:,} of {n_iterations:,} iterations", f"1 of {self.n_queries} queries"]
+        if len(self.sample) < self.n_train:
+            parts.append(f"{len(self.sample):,} of {self.n_train:,} ratings")
+        return ", ".join(parts)
+
+    def iterations(self, function: Callable[[], Any], *, also: int = 0) -> Rival:
+        """Seconds of all iterations of all queries, from the few that the function does.
+
+        It makes as many products with the Hessian of the sample, and `also` further ones.
+        """
+        share = (self.n_timed + also) / (self.n_iterations + also)
+        return timed(function, share=share / self.n_queries * len(self.sample) / self.n_train)
+
+    def gradients(self, multiply: Callable[[int], Callable[[], Any]]) -> Rival:
+        """Seconds of all ratings' gradients, from those of as many as the function is told."""
+        m = self.n_gradients
+        halves = timed(multiply(m)), timed(multiply(m // 2))
+        return extrapolated(*halves, self.n_train / (m - m // 2))
 
 
 # -------------------------------------------------------------------------- in torch
 
 
-class GaussNewton:
-    """The damped least squares problem around a model, all parameters in one vector.
+def _in_torch(work: _Work) -> Peer:
+    problem, right = work.problem, work.right
+    share = work.n_timed / work.n_iterations / work.n_queries
+    solve = timed(lambda: problem.solve(right, work.n_timed), share=share)
+    multiply = timed(lambda: problem.influence(right), share=1 / work.n_queries)
+    label = f"{work.n_timed} of {work.n_iterations} iterations, 1 of {work.n_queries} queries"
+    return Peer(
+        label, lambda: solve() + multiply(), lambda: problem.solve(right, work.n_iterations)[0]
+    )
 
-    The Hessian of factors is indefinite away from a perfect fit (conjugate gradients meet a
-    negative curvature within ten iterations here), so it is the Gauss-Newton matrix, with the
-    regularization as it was trained with.
+
+def _lissa(work: _Work) -> Peer:
+    problem, right, n_timed = work.problem, work.right, 20 * work.n_timed
+    scale = LISSA_SCALE * problem.largest_eigenvalue()
+    share = n_timed / LISSA_ITERATIONS / work.n_queries
+    solve = timed(lambda: problem.lissa(right, n_timed, scale), share=share)
+    multiply = timed(lambda: problem.influence(right), share=1 / work.n_queries)
+    label = (
+        f"batches of {LISSA_BATCH:,}, {n_timed} of {LISSA_ITERATIONS:,} iterations, "
+        f"1 of {work.n_queries} queries"
+    )
+    return Peer(
+        label,
+        lambda: solve() + multiply(),
+        lambda: problem.lissa(right, LISSA_ITERATIONS, scale),
+    )
+
+
+# -------------------------------------------------------------------------- the linearized network
+
+
+def _linearized(model: fi.MatrixFactorization) -> Any:
+    """A torch module at the model's parameters: pairs (n, 2) to scores and squared norms (n, 2).
+
+    ``p0 . q + (p - p0) . q0`` stands for ``p . q``: the same value and gradient where the
+    parameters are, p0 and q0, and no curvature of its own. The squared norms, of all rows that a
+    rating touches, are for the regularization.
     """
+    import torch
+    from torch import nn
 
-    def __init__(self, model: fi.MatrixFactorization) -> None:
-        import torch
+    torch.set_num_threads(1)
+    tables = [torch.tensor(table) for table in model.trajectory_.end.tables]
+    tables = [table if table.ndim == 2 else table[:, None] for table in tables]
+    mean = model.global_mean_
 
-        torch.set_num_threads(1)
-        data, tables = model.data_, model.trajectory_.end.tables
-        self.mean, self.regularization = model.global_mean_, model.regularization
-        self.users, self.items = (
-            torch.tensor(codes.astype(np.int64)) for codes in (data.users, data.items)
-        )
-        self.values = torch.tensor(np.array(data.values, np.float32))
-        self.parts = [slice(a, a + CHUNK) for a in range(0, len(data), CHUNK)]
-        self.shapes = [(len(table), table[0].size) for table in tables]
-        self.parameters = torch.cat([torch.tensor(table).ravel() for table in tables])
-        degrees = [torch.bincount(codes) for codes in (self.users, self.items)] * 2
-        self.shrinkage = self.regularization * torch.cat(
-            [d.repeat_interleave(width) for d, (_, width) in zip(degrees, self.shapes, strict=True)]
-        )
+    class Linearized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.users, self.items, self.user_biases, self.item_biases = (
+                nn.Embedding.from_pretrained(table.clone(), freeze=False) for table in tables
+            )
 
-    def rows(self, parameters: Any, users: Any, items: Any) -> list[Any]:
-        """Factors (n, k) and biases (n, 1): of the users, of the items, again of both."""
-        from torch.nn.functional import embedding
+        def forward(self, pairs: Any) -> Any:
+            users, items = pairs[..., 0], pairs[..., 1]
+            p0, q0 = (
+                nn.functional.embedding(codes, table)
+                for codes, table in ((users, tables[0]), (items, tables[1]))
+            )
+            p, q = self.users(users), self.items(items)
+            b_u, b_i = self.user_biases(users), self.item_biases(items)
+            scores = mean + (b_u + b_i).sum(-1) + (p0 * q + (p - p0) * q0).sum(-1)
+            norms = sum((row * row).sum(-1) for row in (p, q, b_u, b_i))
+            return torch.stack([scores, norms], -1)
 
-        tables = parameters.split([n * width for n, width in self.shapes])
-        return [
-            embedding(codes, table.view(shape))
-            for codes, table, shape in zip((users, items) * 2, tables, self.shapes, strict=True)
-        ]
-
-    def scores(self, parameters: Any, users: Any, items: Any) -> Any:
-        """(n,)."""
-        p, q, b_u, b_i = self.rows(parameters, users, items)
-        return self.mean + (b_u + b_i).sum(1) + (p * q).sum(1)
-
-    def losses(self, parameters: Any, part: slice) -> Any:
-        """Of some ratings (n,), regularization included."""
-        pairs = self.users[part], self.items[part]
-        errors = self.scores(parameters, *pairs) - self.values[part]
-        norms = sum((row * row).sum(1) for row in self.rows(parameters, *pairs))
-        return 0.5 * (errors * errors + self.regularization * norms)
-
-    def score_gradient(self, user: int, item: int) -> Any:
-        """Gradient of one score by all parameters."""
-        import torch
-
-        pair = torch.tensor([user]), torch.tensor([item])
-        return torch.func.grad(lambda at: self.scores(at, *pair).sum())(self.parameters)
-
-    def product(self, vector: Any) -> Any:
-        """Gauss-Newton matrix times a vector: forward mode, then reverse."""
-        import torch
-
-        total = self.shrinkage * vector
-        for part in self.parts:
-
-            def scores(at: Any, part: slice = part) -> Any:
-                return self.scores(at, self.users[part], self.items[part])
-
-            _, along = torch.func.jvp(scores, (self.parameters,), (vector,))
-            total += torch.func.vjp(scores, self.parameters)[1](along)[0]
-        return total
-
-    def solve(self, right: Any, n_iterations: int) -> Any:
-        """Conjugate gradients from zero."""
-        x, residual = right * 0, right.clone()
-        direction, norm = right.clone(), right @ right
-        for _ in range(n_iterations):
-            image = self.product(direction)
-            step = norm / (direction @ image)
-            x += step * direction
-            residual -= step * image
-            before, norm = norm, residual @ residual
-            direction = residual + norm / before * direction
-        return x
-
-    def influence(self, solution: Any) -> Any:
-        """(n_train,) ``solution . grad loss_j``."""
-        import torch
-
-        def of(part: slice) -> Any:
-            losses: Callable[[Any], Any] = lambda at: self.losses(at, part)  # noqa: E731
-            return torch.func.jvp(losses, (self.parameters,), (solution,))[1]
-
-        return torch.cat([of(part) for part in self.parts])
+    return Linearized()
 
 
-def _in_torch(
-    model: fi.MatrixFactorization, queries: Codes, sample: np.ndarray
-) -> tuple[str, Rival]:
-    problem, n = GaussNewton(model), len(queries[0])
-    right = problem.score_gradient(int(queries[0][0]), int(queries[1][0]))
-    solve = timed(lambda: problem.solve(right, SOME), share=SOME / N_ITERATIONS / n)
-    multiply = timed(lambda: problem.influence(right), share=1 / n)
-    label = f"{SOME} of {N_ITERATIONS} iterations, 1 of {n} queries"
-    return label, lambda: solve() + multiply()
+def _loss(output: Any, target: Any) -> Any:
+    """(n,), of targets (n, 2): the value, and the regularization."""
+    return 0.5 * ((output[..., 0] - target[..., 0]) ** 2 + target[..., 1] * output[..., 1])
+
+
+def _examples(work: _Work, indices: np.ndarray) -> tuple[Any, Any]:
+    """Pairs (n, 2) and targets (n, 2) of some ratings."""
+    import torch
+
+    data = work.model.data_
+    pairs = np.column_stack([data.users[indices], data.items[indices]]).astype(np.int64)
+    values = np.asarray(data.values, np.float32)[indices]
+    targets = np.column_stack([values, np.full_like(values, work.model.regularization)])
+    return torch.tensor(pairs), torch.tensor(targets)
+
+
+def _query(work: _Work) -> Any:
+    """The first query's pair, (1, 2)."""
+    import torch
+
+    return torch.tensor([[int(codes[0]) for codes in work.queries]])
 
 
 # -------------------------------------------------------------------------- pyDVL
 
 
-def _pydvl(model: fi.MatrixFactorization, queries: Codes, sample: np.ndarray) -> tuple[str, Rival]:
+def _pydvl(work: _Work) -> Peer:
     import torch
     from pydvl.influence.torch import CgInfluence
-    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+    from torch.utils.data import DataLoader, TensorDataset
 
-    n, n_train = len(queries[0]), len(model.data_)
-    first = queries[0][:1], queries[1][:1]
-    network, (end,), ((pairs, values), (asked, _)) = peers_tracin.prepare(
-        model, sample, first, [model.n_epochs_]
+    network, m = _linearized(work.model), len(work.sample)
+    asked = _query(work)
+    with torch.no_grad():  # the gradient of the loss is then that of the score
+        targets = torch.stack([network(asked)[:, 0] - 1, torch.zeros(1)], -1)
+    pairs, values = _examples(work, work.sample)
+    # Cut out whole, as the usual loader collates pair by pair, and of one size, as pyDVL averages
+    # batches whatever their size.
+    batches = np.array_split(np.arange(m), -(-m // CHUNK))
+    loader = DataLoader(TensorDataset(pairs, values), sampler=batches, batch_size=None)
+
+    def cg(n_iterations: int) -> Any:
+        return CgInfluence(
+            network,
+            lambda output, target: _loss(output, target).mean(),
+            regularization=work.damping / work.n_train,
+            rtol=0.0,  # its tolerances are squared: so many iterations instead
+            atol=0.0,
+            maxiter=n_iterations,
+            warn_on_max_iteration=False,
+        ).fit(loader)
+
+    few = cg(work.n_timed)
+    factors = few.influence_factors(asked, targets)
+    own_pairs, own_values = _examples(work, np.arange(work.n_gradients))
+
+    def multiply(n: int) -> Callable[[], Any]:
+        stacked = factors.repeat(work.n_queries, 1)
+        return lambda: few.influences_from_factors(stacked, own_pairs[:n], own_values[:n])
+
+    # One product more, for the first residual, as it starts from the right-hand side.
+    solve = work.iterations(lambda: few.influence_factors(asked, targets), also=1)
+    gradients = work.gradients(multiply)
+    return Peer(
+        work.label(work.n_timed, work.n_iterations),
+        lambda: solve() + gradients(),
+        lambda: cg(work.n_iterations).influence_factors(asked, targets)[0] / work.n_train,
     )
-    network.load_state_dict(end)
-    with torch.no_grad():
-        targets = network(asked) - 1  # the gradient of the loss is then that of the score
-    examples = TensorDataset(pairs, values)
-    # Batches cut out whole: the usual loader would collate pair by pair.
-    batches = BatchSampler(SequentialSampler(examples), CHUNK, drop_last=False)
-    degree = 2 * n_train / (model.data_.n_users + model.data_.n_items)  # on average
-    influence = CgInfluence(
+
+
+# -------------------------------------------------------------------------- dattri
+
+
+def _dattri(work: _Work) -> Peer:
+    import torch
+    from dattri.algorithm.influence_function import IFAttributorCG
+    from dattri.task import AttributionTask
+    from torch.utils.data import DataLoader, TensorDataset
+
+    network = _linearized(work.model)
+
+    def output(parameters: Any, pairs: Any) -> Any:
+        return torch.func.functional_call(network, parameters, (pairs,))
+
+    task = AttributionTask(
+        lambda parameters, batch: _loss(output(parameters, batch[0]), batch[1]).mean(),
         network,
-        lambda scores, values: 0.5 * ((scores - values) ** 2).mean(),
-        regularization=model.regularization * degree / n_train,
-        maxiter=SOME,
-        warn_on_max_iteration=False,
-    ).fit(DataLoader(examples, sampler=batches, batch_size=None))
-    factors = influence.influence_factors(asked, targets).repeat(n, 1)
-
-    def multiply(m: int) -> Rival:
-        return timed(lambda: influence.influences_from_factors(factors, pairs[:m], values[:m]))
-
-    solve = timed(  # with one product more, for the first residual
-        lambda: influence.influence_factors(asked, targets),
-        share=(SOME + 1) / (N_ITERATIONS + 1) / n * len(sample) / n_train,
+        network.state_dict(),
+        target_func=lambda parameters, batch: output(parameters, batch[0])[..., 0].sum(),
     )
-    m = min(N_GRADIENTS, len(sample))
-    gradients = peers_tracin.extrapolated(multiply(m), multiply(m // 2), 2 * n_train / m)
-    label = (
-        f"{SOME} of {N_ITERATIONS} iterations, 1 of {n} queries, {len(sample):,} of {n_train:,} "
-        "ratings"
+    train = _examples(work, work.sample)
+    # One batch: it adds up the inverses of batches.
+    whole = DataLoader(
+        TensorDataset(*train), sampler=[np.arange(len(work.sample))], batch_size=None
     )
-    return label, lambda: solve() + gradients()
+
+    def cg(n_iterations: int) -> Any:
+        damping = work.damping / work.n_train
+        attributor = IFAttributorCG(task, max_iter=n_iterations, regularization=damping)
+        attributor.cache(whole)
+        return attributor
+
+    few = cg(work.n_timed)
+    right = few.generate_test_rep(0, (_query(work)[None],))
+    own = _examples(work, np.arange(work.n_gradients))
+
+    def multiply(n: int) -> Callable[[], Any]:
+        stacked = right.repeat(work.n_queries, 1)
+        batch = tuple(array[None, :n] for array in own)
+        return lambda: few.generate_train_rep(0, batch) @ stacked.T
+
+    # One product more, for the first residual, as it starts from the right-hand side.
+    solve = work.iterations(lambda: few.transform_test_rep(0, right), also=1)
+    gradients = work.gradients(multiply)
+    return Peer(
+        work.label(work.n_timed, work.n_iterations),
+        lambda: solve() + gradients(),
+        lambda: cg(work.n_iterations).transform_test_rep(0, right)[0] / work.n_train,
+    )
