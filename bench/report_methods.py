@@ -63,9 +63,8 @@ FACTS = {
     ),
     "hydra": Facts(
         "Hydra(model)",
-        "as Gradient Rollback; what decays is followed, the prediction's gradient is that of the "
-        "end",
-        _WALK,
+        "as Gradient Rollback, but that what training added also decayed, by regularization",
+        "a training with a log for all queries; then O(D k) an epoch and query",
         _LANES,
     ),
     "tracin": Facts(
@@ -123,10 +122,10 @@ examples out and training again. This page is made of `bench/methods.json` by
 
 ## Which one?
 
-- **Some predictions, and the truth matters**: `Replay`. It takes about a training for every sixteen
-  predictions, and is the only one that also ranks the examples that share nothing with
-  the prediction.
-- **Very many predictions**: `CurvatureRollback`. One preparation, then microseconds each.
+- **Some predictions, and the truth matters**: `Replay`. It goes back through training once for
+  every sixteen predictions, and is the only one that also ranks the examples that share
+  nothing with the prediction.
+- **Very many predictions**: `CurvatureRollback`. One preparation, then a look-up each.
 - **What would the optimum do**, rather than this run: `InfluenceFunction`, for all examples, or
   with `scope="pair"`, quickly, for those that share a row with the prediction. It needs no path.
 - **To compare with published work**: the others. They order examples, more or less; none of them
@@ -221,8 +220,8 @@ def _units(studies: dict[str, Any], name: str) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or "left_out" in row:
         return "–"
-    names = ("spearman_adjacent", "spearman_all", "scale", "top1_ratio")
-    figures = " / ".join(_number(row[name]) for name in names)
+    order = f"{_number(row['spearman_adjacent'])} / {_number(row['spearman_all'])}"
+    figures = f"{order} / {_scale(row['scale'])} / {_number(row['top1_ratio'])}"
     return f"{figures}; {_seconds(row['each_seconds'])} ({_seconds(row['first_seconds'])})"
 
 
@@ -232,7 +231,7 @@ def _notes(studies: dict[str, Any]) -> str:
     for name, study in studies.items():
         lines.append(
             f"- **{STUDIES[name]}**: {study['title']}; `{study['model']}`; explained: "
-            f"the {study['objective']} of {study['n_queries']} predictions; "
+            f"`{study['objective']}` of {study['n_queries']} predictions; "
             f"{study['n_retrainings']:,} retrainings."
         )
         for method, row in study["methods"].items():
@@ -251,10 +250,16 @@ def _tail(studies: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Two places, or two digits of what is smaller than .1 and larger than .01."""
+    """Two places; a dash where it is not defined."""
     if value is None:
         return "–"
-    return f"{value:.2g}" if 0.01 <= abs(value) < 0.1 else f"{value:.2f}"
+    text = f"{value:.2f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _scale(value: float | None) -> str:
+    """Two digits at least, however far from 1."""
+    return f"{value:.2g}" if value is not None and abs(value) < 0.1 else _number(value)
 
 
 def _seconds(value: float) -> str:
