@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +111,7 @@ class Hydra(DenseAttribution):
     """
 
     name = "hydra"
-    units = "rank"
+    units: Literal["effect", "rank"] = "rank"
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class Hydra(DenseAttribution):
                 f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
                 "memory_budget"
             )
-        return left // size
+        return int(left // size)
 
     # ---------------------------------------------------------------- with them, for some examples
 
