@@ -13,6 +13,8 @@ from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.hydra import Hydra
+from fastinfluence.attribution.influence_factors import InfluenceFactors
+from fastinfluence.attribution.influence_function import InfluenceFunction
 from fastinfluence.attribution.replay import Replay
 from fastinfluence.attribution.sets import ExplanationSet, explain_set
 from fastinfluence.attribution.tracin import TracIn
@@ -25,6 +27,8 @@ __all__ = [
     "Explanations",
     "GradientRollback",
     "Hydra",
+    "InfluenceFactors",
+    "InfluenceFunction",
     "Replay",
     "TracIn",
     "TripleCounterfactual",

@@ -107,6 +107,10 @@ class BaseExplanation(ABC):
             lines.append(f"  ({share:.0%} of the influence of all its training examples)")
         if self._one.units == "rank":
             lines.append("  (these numbers order the examples; they do not measure a change)")
+        if self._one.converged is not None and not self._one.converged[0]:
+            residual = self._one.residual
+            left = "" if residual is None else f": {float(residual[0]):.2g} of it is left"
+            lines.append(f"  (the system behind these numbers was not solved{left})")
         return "\n".join([*lines, *self._remarks(n)])
 
     def __repr__(self) -> str:

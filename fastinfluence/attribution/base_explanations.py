@@ -69,6 +69,10 @@ class BaseExplanations(ABC, Generic[OneT]):
         Whether influence is in the units of the prediction, or only orders the examples.
     proponents : bool
         Whether the examples that raised the prediction come first, or those that lowered it.
+    residual : (n,) float, or None
+        Relative residual of the linear system behind each query, of methods that solve one.
+    converged : (n,) bool, or None
+        Whether it was solved to the tolerance asked for; where not, influences are rough.
     """
 
     EXPLAINED: ClassVar[str]  # what one query is: "pair", "triple"
@@ -78,7 +82,11 @@ class BaseExplanations(ABC, Generic[OneT]):
     COLORS: ClassVar[Mapping[str, str]]
     _CHECKED: ClassVar[tuple[str, ...]]  # arrays of the data that explanations belong to
     _ROWS: ClassVar[tuple[str, ...]] = ()  # attributes (n,) beyond the codes
-    _OPTIONAL: ClassVar[tuple[str, ...]] = ("total_influence",)  # attributes (n,) or None
+    _OPTIONAL: ClassVar[tuple[str, ...]] = (  # attributes (n,) or None
+        "total_influence",
+        "residual",
+        "converged",
+    )
     _SETTINGS: ClassVar[tuple[str, ...]] = ("method", "units", "proponents")
 
     prediction: npt.NDArray[np.floating[Any]]
@@ -89,6 +97,8 @@ class BaseExplanations(ABC, Generic[OneT]):
     method: str
     units: Literal["effect", "rank"]
     proponents: bool
+    residual: npt.NDArray[np.floating[Any]] | None = None
+    converged: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self)

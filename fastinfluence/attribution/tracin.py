@@ -256,14 +256,9 @@ class TracIn(DenseAttribution):
         ]
         number = trajectory.program.dtype.type
         return {
-            epoch: number(sum(self._rate(passed) for passed in range(before, epoch)))
+            epoch: number(sum(trajectory.program.rate(passed) for passed in range(before, epoch)))
             for before, epoch in itertools.pairwise([0, *kept])
         }
-
-    def _rate(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0."""
-        rate: float = self.model.trajectory_.recipe.rate(epoch)
-        return rate
 
 
 class _Followed(NamedTuple):

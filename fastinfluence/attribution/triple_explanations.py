@@ -119,7 +119,7 @@ class TripleExplanations(BaseExplanations[TripleExplanation]):
     COLORS = _COLORS
     _CHECKED = ("heads", "relations", "tails", "entity_ids", "relation_ids")
     _ROWS = ("predict_head",)
-    _OPTIONAL = ("total_influence", "amplification")
+    _OPTIONAL = (*BaseExplanations._OPTIONAL, "amplification")
     _SETTINGS = ("method", "units", "proponents", "quantity")
 
     heads: npt.NDArray[np.int32]

@@ -90,6 +90,7 @@ class Endpoint:
                 f"the row of {kind} {code} holds NaN or infinity: the loss has no derivatives "
                 "there; train again with a lower learning_rate"
             )
+        self._asked: tuple[Any, Any] | None = None
         self._ends: Array = self.rows.copy()  # what scores are made of at the other end
         self._ends[:, -1] = 1
 
@@ -99,6 +100,15 @@ class Endpoint:
         for name in ("_derivatives", "_scratch"):
             vars(other).pop(name, None)
         other._take(tables)
+        return other
+
+    def twin(self) -> Endpoint:
+        """Return the same loss with scratch memory of its own: for one more thread."""
+        self._derivatives, self._shrinkage  # noqa: B018  (shared, so computed only once)
+        other = copy.copy(self)
+        vars(other).pop("_scratch", None)
+        vars(other).pop("_parts", None)
+        other._n_threads = 1
         return other
 
     def reweighted(self, weights: npt.NDArray[np.float64]) -> Endpoint:
@@ -176,12 +186,18 @@ class Endpoint:
     def panel(self, quantity: Any, start: int) -> Array:
         """Gradients (n_rows, d, LANES) of the queries from `start` on, one a lane, then zeros."""
         panel = aligned_zeros((self.n_rows, self.d, LANES), self.dtype)
-        found = quantity.gradients(self._tables, self._program.mean)
+        found = self._gradients(quantity)
         for offset, (queries, codes, rows) in ((0, found[:3]), (self.n_users, found[3:])):
             ours = (queries >= start) & (queries < start + LANES)
             at: Any = (codes[ours] + offset, slice(None), queries[ours] - start)
             np.add.at(panel, at, rows[ours])
         return panel
+
+    def _gradients(self, quantity: Any) -> Any:
+        """Gradients of all queries of a quantity, computed once for all of its panels."""
+        if self._asked is None or self._asked[0] is not quantity:
+            self._asked = quantity, quantity.gradients(self._tables, self._program.mean)
+        return self._asked[1]
 
     def credit(self, panel: Array) -> Array:
         """``-w_j grad l_j . panel`` (n, LANES): the change of phi by a small step along j."""

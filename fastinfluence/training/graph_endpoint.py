@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import queue
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,8 +22,8 @@ __all__ = ["GraphEndpoint"]
 
 Array = npt.NDArray[Any]
 
-_MOST_PARTS = 8  # of the triples, each with a panel of its own to add its products up in
-_ROOM = 2**29  # bytes that those panels may take
+_MOST_PARTS = 8  # of the triples, the sums of whose products are added up in order
+_ROOM = 2**29  # bytes that the sums may take, if all were there at a time
 
 
 class GraphEndpoint:
@@ -93,6 +95,18 @@ class GraphEndpoint:
         """Return the same loss, negatives and all, at other parameters."""
         return GraphEndpoint(self._program, tables, n_threads=self._n_threads)
 
+    def twin(self) -> GraphEndpoint:
+        """Return the same loss with scratch memory of its own: for one more thread."""
+        other = copy.copy(self)
+        vars(other).pop("_sums", None)
+        other._n_threads = 1
+        return other
+
+    def reweighted(self, weights: npt.NDArray[np.float64]) -> GraphEndpoint:
+        """Return the loss with other weights (n,) of the triples."""
+        program = self._program.reweighted(weights)
+        return GraphEndpoint(program, GraphTables(self.rows), n_threads=self._n_threads)
+
     def panel(self, quantity: Any, start: int) -> Array:
         """Gradients (n_rows, d, LANES) of the queries from `start` on, one a lane, then zeros."""
         panel = self._zeros()
@@ -149,16 +163,20 @@ class GraphEndpoint:
         O(n * epochs averaged * candidates * d) a lane.
         """
         graph_products = dispatch.kernels("graph_hessian").graph_products
-        sums = [out, *self._sums]
+        free: queue.SimpleQueue[Array] = queue.SimpleQueue()
+        for room in self._sums:
+            free.put(room)
 
-        def part(number: int, _: int) -> None:
-            sums[number][...] = 0
-            graph_products(self._point, panel, full, *self._parts[number], sums[number])
+        def product_of(part: tuple[int, int]) -> Array:
+            found = free.get()
+            found[...] = 0
+            graph_products(self._point, panel, full, *part, found)
+            return found
 
-        numbers = [(number, number + 1) for number in range(len(sums))]
-        dispatch.run_parts(part, numbers, self._n_threads)
-        for one in self._sums:
-            out += one
+        out[...] = 0
+        for found in dispatch.in_order(product_of, self._parts, self._n_threads):
+            out += found
+            free.put(found)
 
     def blocks(self) -> Array:
         """The diagonal blocks (n_rows, d, d) of the Gauss-Newton matrix, one a row."""
@@ -177,14 +195,15 @@ class GraphEndpoint:
 
     @cached_property
     def _parts(self) -> list[tuple[int, int]]:
-        """Visits of each sum; that these follow from sizes alone makes the bits so."""
+        """Visits whose products are added up on their own: by sizes alone, so the bits are."""
         size = self.n_rows * self.d * LANES * self.dtype.itemsize
         return dispatch.even_parts(np.ones(self.n), max(1, min(_MOST_PARTS, _ROOM // size)))
 
     @cached_property
     def _sums(self) -> list[Array]:
-        """A panel for every part but the first, which has the result's own."""
-        return [self._zeros() for _ in self._parts[1:]]
+        """Room for the sums of as many parts as can be on their way at a time."""
+        ahead = 1 if self._n_threads == 1 else self._n_threads + 1
+        return [self._zeros() for _ in range(min(ahead, len(self._parts)))]
 
     def _work(self) -> npt.NDArray[np.float64]:
         """About how many outer products (n_rows,) the block of each row is made of."""

@@ -151,6 +151,11 @@ class GraphProgram:
         """Return the loss this run minimises, at fixed parameters."""
         return GraphEndpoint(self, tables, n_threads=n_threads)
 
+    def rate(self, epoch: int) -> float:
+        """Mean learning rate of the steps of an epoch, counted from 0."""
+        steps = len(self.data) * self.hyper.sides
+        return self.hyper.learning_rate - self.hyper.decline * (steps * (epoch + 0.5) - 0.5)
+
     def predrawn(self, n_epochs: int, memory_budget: int, n_threads: int = 1) -> GraphProgram:
         """Return the program itself: drawing negatives is a small part of a step here."""
         return self

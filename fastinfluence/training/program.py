@@ -285,6 +285,10 @@ class Program:
         """What this run minimises, at parameters by code."""
         return Endpoint(self, tables, n_threads=n_threads)
 
+    def rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        return self.recipe.rate(epoch)
+
     def hyper(self, epoch: int) -> Hyper:
         """Scalars of the steps of an epoch, in the dtype of the parameters."""
         recipe = self.recipe

@@ -12,7 +12,7 @@ from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .simd import dot
 
-__all__ = ["advance", "factor_rows", "inner_products", "precondition_rows", "turn"]
+__all__ = ["advance", "damp", "factor_rows", "inner_products", "precondition_rows", "turn"]
 
 _SINGULAR = 1e-30  # of a diagonal: what is left of it is nothing
 
@@ -92,6 +92,26 @@ def precondition_rows(factors, divisors, residual, start, stop, out):
     """
     for row in range(start, stop):
         _precondition(factors, divisors, row, residual[row], out[row])
+
+
+@kernel
+def damp(damping, direction, start, stop, image, products):
+    """``A p += damping p`` for rows `start` to `stop`, and the inner products ``p . A p`` of each.
+
+    Parameters
+    ----------
+    damping : float
+    direction, image : (n_rows, d, LANES)
+        p, and A p, changed in place.
+    start, stop : int
+    products : (n_rows, LANES) float64
+    """
+    scratch = np.empty(LANES, direction.dtype)
+    number = direction.dtype.type(damping)
+    for row in range(start, stop):
+        for f in range(direction.shape[1]):
+            add_lanes(image[row, f], direction[row, f], number)
+        _products(direction[row], image[row], scratch, products[row])
 
 
 @kernel

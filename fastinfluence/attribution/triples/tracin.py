@@ -31,10 +31,3 @@ class TracIn(TripleAttribution, tracin.TracIn, of=KnowledgeGraphModel):
             )
         super().__init__(model, mode=mode, **options)
         refuse_unit_norm(self)
-
-    def _rate(self, epoch: int) -> float:
-        """Mean learning rate of the steps of an epoch, counted from 0."""
-        program = self.model.trajectory_.program
-        hyper, steps = program.hyper, len(self.data) * program.recipe.n_sides
-        rate: float = hyper.learning_rate - hyper.decline * (steps * (epoch + 0.5) - 0.5)
-        return rate

@@ -1,0 +1,456 @@
+"""Influence functions: the derivative of a minimum by the weight of every example."""
+
+from __future__ import annotations
+
+import queue
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastinfluence import dispatch
+from fastinfluence.attribution.dense import DenseAttribution
+from fastinfluence.attribution.influence_factors import InfluenceFactors
+from fastinfluence.attribution.method import check_result
+from fastinfluence.attribution.objectives import as_objective
+from fastinfluence.attribution.solve import BlockJacobi, SolveReport, smallest_eigenvalue, solve
+from fastinfluence.errors import ConvergenceWarning, DataError, NegativeCurvature, ParameterError
+from fastinfluence.kernels.structures import LANES
+from fastinfluence.memory import aligned_zeros
+from fastinfluence.progress import progress
+from fastinfluence.training.trajectory import training_indices
+
+if TYPE_CHECKING:
+    from fastinfluence.training import Trajectory
+
+__all__ = ["InfluenceFunction", "check_damping", "default_damping"]
+
+Array = npt.NDArray[Any]
+
+HESSIANS = ("gauss-newton", "full")
+POLICIES = ("raise", "lift", "gauss-newton")
+
+_LIFT = 1.1  # times the most negative eigenvalue that was seen
+_PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
+
+
+class InfluenceFunction(DenseAttribution):
+    """Influence functions (Koh & Liang 2017), solved by conjugate gradients that say how well.
+
+    With phi the explained quantity, ``F = sum_j w_j l_j`` the training loss (regularization is
+    part of l_j) and H its Hessian at the model's parameters, the influence of example j is ::
+
+        -grad phi . (H + damping I)^-1 w_j grad l_j
+
+    to first order ``phi(trained with j) - phi(trained without j)`` if training had found the
+    minimum of F, in the units of phi (``units = "effect"``). Axes are (n_queries, n_train);
+    positive: training on j raised phi. Any objective may be explained, whatever the loss that was
+    trained with (cross-loss influence, Silva et al. 2022).
+
+    Training that stops early did not find the minimum; the default damping, one over the
+    learning rate times the number of epochs, stands for what it leaves undone (Bae et al. 2024:
+    directions that it had no time to learn should not count as learned). Because the Hessian of a
+    factorization is indefinite away from a perfect fit, the Gauss-Newton matrix, which leaves out
+    the curvature of the scores themselves, is the default.
+
+    Parameters
+    ----------
+    model : MatrixFactorization, DistMult or ComplEx
+        Fitted.
+    scope : {"global", "pair"}, default "global"
+        ``pair`` holds all but the query's own user and item where they are, which makes a closed
+        form of it: `fastinfluence.PairInfluence` (FIA, Cheng et al. 2019).
+    hessian : {"gauss-newton", "full"}, default "gauss-newton"
+    on_negative_curvature : {"raise", "lift", "gauss-newton"}, default "raise"
+        What becomes of a full Hessian that, damped, is not positive definite: an error, a damping
+        a tenth above the smallest eigenvalue (estimated by Lanczos' method), or the
+        Gauss-Newton matrix. ``damping_`` and ``hessian_`` say what was used.
+    damping : float, optional
+        See above; ``default_damping`` of the trajectory.
+    rtol, atol : float, default 1e-3, 0
+        A query is solved when ``|residual| <= max(rtol |grad phi|, atol)``.
+    max_iterations : int, default 200
+        Further queries that take more are returned as they are, marked in `explain`, and a
+        ConvergenceWarning is given.
+    n_threads : int, optional
+        All processors by default; it never changes a result.
+    device : {"auto", "cpu"}, default "auto"
+    memory_budget : int, optional
+        Bytes; a quarter of RAM by default.
+    show_progress : bool, optional
+
+    Attributes
+    ----------
+    damping_ : float
+    hessian_ : str
+    report_ : SolveReport
+        Of the queries asked last.
+
+    Raises
+    ------
+    NotFittedError
+    ParameterError
+        An option out of range.
+    DataError
+        Parameters that are not finite.
+
+    Notes
+    -----
+    An iteration goes through the data once for 16 queries, 8 * n_train * (n_factors + 1)
+    floating-point operations for each. The preconditioner has a Cholesky factor for every row:
+    n_factors^2 numbers a row, and 2 * n_train * n_factors^2 multiplications once.
+
+    References
+    ----------
+    Koh & Liang, Understanding black-box predictions via influence functions, ICML 2017; Silva,
+    Chopra & Gombolay, Cross-loss influence functions, AISTATS 2022, arXiv 2012.01685; Bae et al.,
+    Training data attribution via approximate unrolling, NeurIPS 2024, arXiv 2405.12186.
+
+    Examples
+    --------
+    >>> import fastinfluence as fi
+    >>> data = fi.Interactions.from_arrays(["ann", "ann", "bob"], ["x", "y", "x"], [5, 3, 4])
+    >>> model = fi.MatrixFactorization(n_factors=4, rng=0).fit(data)
+    >>> why = fi.InfluenceFunction(model)
+    >>> why.influence([("bob", "y")]).shape
+    (1, 3)
+    >>> bool(why.report_.converged.all())
+    True
+    """
+
+    name = "influence-function"
+    units = "effect"
+
+    on_negative_curvature: str
+    damping_: float
+    hessian_: str
+    report_: SolveReport
+    rtol: float
+    atol: float
+    max_iterations: int
+
+    def __new__(cls, model: object = None, *, scope: str = "global", **options: Any) -> Any:
+        """Make a `PairInfluence` where only a pair's own rows are asked about."""
+        if scope == "pair":
+            from fastinfluence.attribution.pair_influence import PairInfluence
+
+            return PairInfluence(model, **options)  # type: ignore[arg-type]  # it checks
+        return super().__new__(cls, model, **options)
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        scope: str = "global",
+        hessian: str = "gauss-newton",
+        on_negative_curvature: str = "raise",
+        damping: float | None = None,
+        rtol: float = 1e-3,
+        atol: float = 0.0,
+        max_iterations: int = 200,
+        n_threads: int | None = None,
+        device: str = "auto",
+        memory_budget: int | None = None,
+        show_progress: bool | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            n_threads=n_threads,
+            device=device,
+            memory_budget=memory_budget,
+            show_progress=show_progress,
+        )
+        _check_choice("scope", scope, ("global", "pair"))
+        _check_choice("hessian", hessian, HESSIANS)
+        _check_choice("on_negative_curvature", on_negative_curvature, POLICIES)
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not isinstance(value, Real) or not np.isfinite(float(value)) or value < 0:
+                raise ParameterError(f"{name} must be a finite number >= 0, not {value!r}")
+        if rtol == atol == 0:
+            raise ParameterError("rtol and atol are both 0: no residual is that small")
+        if (
+            isinstance(max_iterations, bool)
+            or not isinstance(max_iterations, Integral)
+            or max_iterations < 1
+        ):
+            raise ParameterError(f"max_iterations must be an integer >= 1, not {max_iterations!r}")
+        self.on_negative_curvature = on_negative_curvature
+        self.rtol, self.atol, self.max_iterations = float(rtol), float(atol), int(max_iterations)
+        self.hessian_ = hessian
+        self.damping_ = check_damping(damping, model.trajectory_)
+        self._lowest: float | None = None  # eigenvalue of the full Hessian, once it is known
+
+    # ---------------------------------------------------------------- the system
+
+    @cached_property
+    def _endpoint(self) -> Any:
+        trajectory = self.model.trajectory_
+        return trajectory.program.endpoint(trajectory.end.tables, n_threads=self._n_threads)
+
+    @cached_property
+    def _preconditioner(self) -> BlockJacobi:
+        return BlockJacobi(self._endpoint, self.damping_, n_threads=self._n_threads)
+
+    def _see_to_curvature(self) -> None:
+        """Make the damped Hessian positive definite, as the policy says, or raise."""
+        if self._lowest is not None or self.hessian_ != "full":
+            return
+        eigenvalue = self._lowest = smallest_eigenvalue(self._endpoint)
+        if eigenvalue + self.damping_ > 0:
+            return
+        if self.on_negative_curvature == "raise":
+            self._lowest = None
+            raise NegativeCurvature(
+                f"the Hessian is not positive definite: its smallest eigenvalue is about "
+                f"{eigenvalue:.4g}, and the damping is {self.damping_:.4g}. A solve would mean "
+                f"nothing: give damping > {-_LIFT * eigenvalue:.4g}, or "
+                "on_negative_curvature='lift' (which does) or 'gauss-newton', or take "
+                "hessian='gauss-newton'"
+            )
+        if self.on_negative_curvature == "lift":
+            self.damping_ = max(self.damping_, -eigenvalue) * _LIFT
+        else:
+            self.hessian_ = "gauss-newton"
+
+    def _solve(
+        self, endpoint: Any, right: Array, n_threads: int, start: Array | None = None
+    ) -> tuple[Array, SolveReport]:
+        return solve(
+            endpoint,
+            right,
+            damping=self.damping_,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_iterations=self.max_iterations,
+            full=self.hessian_ == "full",
+            preconditioner=self._preconditioner,
+            start=start,
+            n_threads=n_threads,
+        )
+
+    def _solved(
+        self, quantity: Any, show_progress: bool | None
+    ) -> Iterator[tuple[int, Array, SolveReport]]:
+        """Yield (start, x (n_rows, d, LANES), report of m queries) for every 16 queries.
+
+        Where there are several blocks of them, each is one thread's: nothing has to wait.
+        """
+        self._see_to_curvature()
+        starts = range(0, len(quantity), LANES)
+        n_threads = min(self._n_threads, len(starts), self._at_once())
+        self._preconditioner  # noqa: B018  (made once, before threads ask for it)
+        free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(n_threads):
+            free.put(self._endpoint if n_threads == 1 else self._endpoint.twin())
+        within = self._n_threads if n_threads == 1 else 1
+
+        def block(start: int) -> tuple[int, Array, SolveReport]:
+            endpoint = free.get()
+            try:
+                x, report = self._solve(endpoint, self._endpoint.panel(quantity, start), within)
+                return start, x, report.first(len(quantity) - start)
+            finally:
+                free.put(endpoint)
+
+        show = self._show_progress if show_progress is None else show_progress
+        reports = []
+        blocks = dispatch.in_order(block, starts, n_threads)
+        for found in progress(blocks, description=self.name, show=show, unit="block"):
+            reports.append(found[-1])
+            yield found
+        self.report_ = SolveReport.joined(reports)
+        self._warn()
+
+    def _at_once(self) -> int:
+        """Blocks of 16 queries that fit the memory budget side by side."""
+        endpoint = self._endpoint
+        numbers = _PANELS * endpoint.n_rows * endpoint.d + 4 * len(self.data)
+        size = LANES * numbers * endpoint.dtype.itemsize
+        if size > self._budget:
+            raise ParameterError(
+                f"{LANES} queries take {size / 2**20:,.0f} MiB, more than the memory budget of "
+                f"{self._budget / 2**20:,.0f} MiB: give a larger memory_budget"
+            )
+        return int(self._budget // size)
+
+    def _warn(self) -> None:
+        report = self.report_
+        unsolved = int(np.count_nonzero(~report.converged))
+        if unsolved:
+            warnings.warn(
+                f"{unsolved:,} of {len(report):,} queries were not solved to rtol={self.rtol:g} "
+                f"within {self.max_iterations} iterations (largest residual "
+                f"{report.residual.max():.2g}); their influence is rough. Raise max_iterations, "
+                f"damping (now {self.damping_:.4g}) or rtol"
+                + (
+                    ", or train in dtype='float64': rounding hides smaller residuals"
+                    if self._endpoint.dtype == np.float32
+                    else ""
+                ),
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    # ---------------------------------------------------------------- influence
+
+    def _blocks(
+        self, quantity: Any, show_progress: bool | None
+    ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
+        for start, x, report in self._solved(quantity, show_progress):
+            facts = {"residual": report.residual, "converged": report.converged}
+            credit = self._endpoint.credit(x)[:, : len(report)]
+            yield start, np.ascontiguousarray(credit.T), facts
+
+    def influence_factors(self, queries: Any) -> InfluenceFactors:
+        """Solve for queries once, to multiply with any examples later.
+
+        Parameters
+        ----------
+        queries : as for `influence`
+
+        Returns
+        -------
+        InfluenceFactors
+            n_rows * d numbers a query; they can be saved and loaded.
+
+        Raises
+        ------
+        ParameterError
+            They would not fit the memory budget.
+        """
+        quantity = self._bind(as_objective(queries))
+        endpoint, n = self._endpoint, len(quantity)
+        check_result(n, n * endpoint.rows.nbytes, self._budget)
+        vectors = np.empty((n, endpoint.n_rows, endpoint.d), endpoint.dtype)
+        for start, x, report in self._solved(quantity, None):
+            m = len(report)
+            vectors[start : start + m] = x[:, :, :m].transpose(2, 0, 1)
+        return InfluenceFactors(
+            vectors=vectors, report=self.report_, model=self.model.trajectory_.fingerprint()
+        )
+
+    def influence_from_factors(self, factors: InfluenceFactors, train_index: Any = None) -> Array:
+        """Influence (n_queries, m) of training examples, from what `influence_factors` found.
+
+        Parameters
+        ----------
+        factors : InfluenceFactors
+        train_index : (m,) int array-like, optional
+            All examples by default.
+
+        Raises
+        ------
+        DataError
+            The factors of another model, or an index outside the data.
+        """
+        if factors.model != self.model.trajectory_.fingerprint():
+            raise DataError("these factors were solved for another model")
+        n = len(self.data)
+        some: Any = slice(None)
+        if train_index is not None:
+            some = training_indices(train_index, n, "train_index")
+        m = n if train_index is None else len(some)
+        endpoint = self._endpoint
+        check_result(len(factors), len(factors) * m * endpoint.dtype.itemsize, self._budget)
+        found = np.empty((len(factors), m), endpoint.dtype)
+        panel = aligned_zeros((endpoint.n_rows, endpoint.d, LANES), endpoint.dtype)
+        for start in range(0, len(factors), LANES):
+            vectors = factors.vectors[start : start + LANES]
+            panel[:, :, : len(vectors)] = vectors.transpose(1, 2, 0)
+            found[start : start + len(vectors)] = endpoint.credit(panel)[some, : len(vectors)].T
+        return found
+
+    def group_influence(self, queries: Any, groups: Sequence[Any]) -> Array:
+        """Influence (n_queries, n_groups) of groups of examples, each left out as a whole.
+
+        A Newton step from the model towards what is left of the loss: ::
+
+            -grad phi . (H - H_group + damping I)^-1 sum of w_j grad l_j over the group
+
+        where the influences of single examples, added up, would leave H as it is. The systems
+        are solved anew for every group, from the solution for all the data.
+
+        Parameters
+        ----------
+        queries : as for `influence`
+        groups : sequence of int sequences
+            Training indices.
+
+        Raises
+        ------
+        DataError
+            An index outside the data, or an example twice in a group.
+        NegativeCurvature
+            Without the group the damped Hessian is not positive definite.
+
+        References
+        ----------
+        Koh, Ang, Teo & Liang, On the accuracy of influence functions for measuring group effects,
+        NeurIPS 2019, arXiv 1905.13289 (the same as their Woodbury form).
+        """
+        n, weights = len(self.data), self.model.trajectory_.program.weights
+        members = [training_indices(group, n, "a group") for group in groups]
+        for number, group in enumerate(members):
+            if len(np.unique(group)) < len(group):
+                raise DataError(f"group {number} holds an example twice")
+        quantity = self._bind(as_objective(queries))
+        result = np.zeros((len(quantity), len(members)), self._endpoint.dtype)
+        reports = []
+        for start, x, report in self._solved(quantity, None):
+            m, right = len(report), self._endpoint.panel(quantity, start)
+            reports.append(report)
+            for number, group in enumerate(members):
+                left = weights.copy()
+                left[group] = 0
+                endpoint = self._endpoint.reweighted(left)
+                without, found = self._solve(endpoint, right, self._n_threads, start=x)
+                reports.append(found.first(m))
+                credit = self._endpoint.credit(without)[group, :m]
+                result[start : start + m, number] = credit.sum(axis=0, dtype=np.float64)
+        self.report_ = SolveReport.joined(reports)
+        self._warn()
+        return result
+
+
+def default_damping(trajectory: Trajectory) -> float:
+    """Damping that stands for training which stopped before the minimum.
+
+    One over the sum of the epochs' learning rates: gradient flow of that length leaves as much of
+    a direction of curvature c unlearned, to first order, as damping does (SOURCE with a single
+    segment, arXiv 2405.12186). Adagrad's and Adam's rates are those of the mean coordinate.
+    """
+    program = trajectory.program
+    total: float = sum(program.rate(epoch) for epoch in range(trajectory.n_epochs))
+    squares = trajectory.end.squares
+    stretch = 1.0
+    if squares is not None and len(squares):
+        tables = squares if isinstance(squares, tuple) else (squares,)
+        roots = np.concatenate([np.sqrt(table[table > 0], dtype=np.float64) for table in tables])
+        # Adagrad's sums grow with the steps: its mean rate is about twice its last.
+        growing = 2.0 if program.recipe.optimizer == "adagrad" else 1.0
+        stretch = float(roots.mean()) / growing if len(roots) else 1.0
+    return stretch / total
+
+
+def check_damping(damping: float | None, trajectory: Trajectory) -> float:
+    """Return the damping, that of the trajectory for None.
+
+    Raises
+    ------
+    ParameterError
+        It is no finite number >= 0.
+    """
+    if damping is None:
+        return default_damping(trajectory)
+    if isinstance(damping, bool) or not isinstance(damping, Real) or not 0 <= damping < np.inf:
+        raise ParameterError(f"damping must be a finite number >= 0, not {damping!r}")
+    return float(damping)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ParameterError(f"{name}={value!r} is not known: use one of {', '.join(allowed)}")
