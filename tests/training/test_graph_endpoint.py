@@ -116,6 +116,18 @@ def test_gradients_of_queries_one_a_lane():
     assert not rest[:, :, 4:].any()
 
 
+def test_other_weights():
+    program = program_of()
+    weights = np.random.default_rng(0).choice([0, 0.5, 1, 2], 24)
+    endpoint, expected = endpoint_of(program).reweighted(weights), endpoint_of(program)
+    panel = panel_of(endpoint)
+    np.testing.assert_allclose(endpoint.losses(), weights * expected.losses())
+    np.testing.assert_allclose(endpoint.credit(panel), weights[:, None] * expected.credit(panel))
+    other = endpoint_of(program_of(weights=weights))
+    assert same_bits(product(endpoint, panel), product(other, panel))
+    assert same_bits(endpoint.blocks(), other.blocks())
+
+
 # ---------------------------------------------------------------- equal bits
 
 
@@ -134,6 +146,9 @@ def test_threads_change_no_bit(n_negatives):
         for name in ("losses", "norms", "blocks"):
             assert same_bits(getattr(alone, name)(), getattr(endpoint, name)())
         assert same_bits(alone.credit(panel), endpoint.credit(panel))
+        twin = endpoint.twin()
+        assert same_bits(product(twin, panel), product(alone, panel))
+        assert not any(np.shares_memory(a, b) for a in twin._sums for b in endpoint._sums)
 
 
 def test_large_tables_are_added_up_in_fewer_parts(monkeypatch):
@@ -145,7 +160,7 @@ def test_large_tables_are_added_up_in_fewer_parts(monkeypatch):
         monkeypatch.setattr(graph_endpoint, "_ROOM", room)
         endpoint = endpoint_of(program)
         assert_near(product(endpoint, panel), expected, 1e-12)
-        assert 1 + len(endpoint._sums) == parts
+        assert len(endpoint._parts) == parts
 
 
 # ---------------------------------------------------------------- bad input
