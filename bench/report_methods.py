@@ -57,9 +57,9 @@ FACTS = {
     ),
     "influence-function-pair": Facts(
         'InfluenceFunction(model, scope="pair")',
-        "the same, and only the rows of the prediction would move",
-        "O(D k² + k³) a query",
-        "O(k²) a query",
+        "as the influence function, and only the rows of the prediction would move",
+        "O(n k² + R k³) once; then O(D k) a query, O(k³) more for a pair that was trained on",
+        "row store: O(n k), and O(R k²)",
     ),
     "hydra": Facts(
         "Hydra(model)",
@@ -75,7 +75,7 @@ FACTS = {
     ),
     "tracin-checkpoints": Facts(
         'TracIn(model, mode="checkpoints")',
-        "the same, with the gradients of the ends of epochs",
+        "as TracIn, with the gradients of the ends of epochs",
         "a pass over the examples for every epoch and 16 queries: O(T k) a query",
         _LANES,
     ),
@@ -87,7 +87,7 @@ FACTS = {
     ),
     "gradient-similarity-cosine": Facts(
         'GradientSimilarity(model, measure="cosine")',
-        "the same, whatever the size of the gradients",
+        "as gradient similarity, whatever the size of the gradients",
         "one pass over the examples for 16 queries: O(S k)",
         _LANES,
     ),

@@ -9,14 +9,15 @@ from fastinfluence import attribution
 from fastinfluence.attribution import CurvatureRollback
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.method import Attribution
+from fastinfluence.attribution.pair_influence import PairInfluence
 from fastinfluence.errors import ParameterError
 from fastinfluence.models import Model
 
 __all__ = ["METHODS", "check_explaining", "explaining", "make_method", "streams"]
 
-METHODS: dict[str, type[Any]] = {  # whatever `fastinfluence.attribution` has
+METHODS: dict[str, type[Any]] = {  # all of the package, and a scope that is a method of its own
     kind.name: kind
-    for kind in vars(attribution).values()
+    for kind in (*vars(attribution).values(), PairInfluence)
     if isinstance(kind, type) and issubclass(kind, Attribution)
 }
 
