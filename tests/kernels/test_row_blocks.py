@@ -43,12 +43,9 @@ def make_case(loss=SQUARED, *, n=12, k=3, n_users=3, n_items=5, seed=0, dtype=np
         own = int(rng.integers(n_items))
         others = [item for item in rng.permutation(n_items).tolist() if item != own]
         candidates = [own, *(others[: rng.integers(1, 4)] if loss != SQUARED else [])]
-        gradients, curvatures = rng.standard_normal(len(candidates)), rng.random(len(candidates))
-        examples.append(
-            oracle.Example(
-                user, candidates, gradients.tolist(), curvatures.tolist(), float(rng.random())
-            )
-        )
+        gradients = rng.standard_normal(len(candidates)).tolist()
+        curvatures, l2 = rng.random((2, len(candidates))).tolist()
+        examples.append(oracle.Example(user, candidates, gradients, curvatures, l2))
     sizes = [len(example.candidates) for example in examples]
     parameters = np.concatenate([user_rows, item_rows])
     rows = parameters.copy()
@@ -70,7 +67,7 @@ def make_case(loss=SQUARED, *, n=12, k=3, n_users=3, n_items=5, seed=0, dtype=np
         (flat("candidates") + n_users).astype(np.int32),
         flat("gradients").astype(dtype),
         flat("curvatures").astype(dtype),
-        np.repeat([e.l2 for e in examples], sizes).astype(dtype),
+        flat("l2").astype(dtype),
     )
 
 
@@ -177,19 +174,19 @@ def test_vectors_of_linked_rows(loss, n, k, seed):
     by_user, by_item, definite = linked(case, of_users, of_items, damping, couplings, rows)
     assert definite.all()
     more = damping * np.eye(k + 1)
+    expected = oracle.influence(
+        case.examples, pairs, case.user_rows, case.item_rows, loss, damping=damping, full=False
+    )
+    gradients = [oracle.own_gradients(e, case.user_rows, case.item_rows) for e in case.examples]
     for number, (user, item) in enumerate(pairs):
-        expected = oracle.influence(
-            case.examples, user, item, case.user_rows, case.item_rows, loss,
-            damping=damping, full=False,
-        )  # fmt: skip
         for j, example in enumerate(case.examples):
-            gradients = oracle.own_gradients(example, case.user_rows, case.item_rows)
             value = 0.0
             if example.user == user:
-                value -= by_user[number] @ np.linalg.solve(of_users[user] + more, gradients[0])
+                value -= by_user[number] @ np.linalg.solve(of_users[user] + more, gradients[j][0])
             if example.candidates[0] == item:
-                value -= by_item[number] @ np.linalg.solve(of_items[item] + more, gradients[1])
-            assert value == pytest.approx(np.nan_to_num(expected[j]), rel=1e-8, abs=1e-9)
+                value -= by_item[number] @ np.linalg.solve(of_items[item] + more, gradients[j][1])
+            right = np.nan_to_num(expected[number, j])
+            assert value == pytest.approx(right, rel=1e-8, abs=1e-9)
 
 
 def linked(case, of_users, of_items, damping, couplings, rows):

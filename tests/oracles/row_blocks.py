@@ -16,7 +16,7 @@ class Example(NamedTuple):
     candidates: list[int]  # its own item, then its negatives
     gradients: list[float]  # dL/df of the candidates
     curvatures: list[float]  # of their scores (``bpr``: of the leads; the first is not used)
-    l2: float
+    l2: list[float]  # of the candidates' rows; the user's is that of its own item
 
 
 def score_row(row):
@@ -27,10 +27,10 @@ def score_row(row):
 def own_gradients(example, user_rows, item_rows):
     """Gradient of the example's loss by its user's row and by its own item's row."""
     p, q = user_rows[example.user], item_rows[example.candidates[0]]
-    by_user = example.l2 * p
+    by_user = example.l2[0] * p
     for item, slope in zip(example.candidates, example.gradients, strict=True):
         by_user = by_user + slope * score_row(item_rows[item])
-    return by_user, example.l2 * q + example.gradients[0] * score_row(p)
+    return by_user, example.l2[0] * q + example.gradients[0] * score_row(p)
 
 
 def _arguments(example, loss):
@@ -55,9 +55,9 @@ def blocks(examples, user_rows, item_rows, loss):
             of_users[example.user] += curvature * np.outer(x, x)
             for item in signs:
                 of_items[item] += curvature * np.outer(y, y)
-        of_users[example.user] += example.l2 * np.eye(d)
-        for item in example.candidates:
-            of_items[item] += example.l2 * np.eye(d)
+        of_users[example.user] += example.l2[0] * np.eye(d)
+        for item, l2 in zip(example.candidates, example.l2, strict=True):
+            of_items[item] += l2 * np.eye(d)
     return of_users, of_items
 
 
@@ -77,24 +77,26 @@ def coupling(examples, user, item, user_rows, item_rows, loss, *, full):
     return block
 
 
-def influence(examples, user, item, user_rows, item_rows, loss, *, damping, full):
-    """Influence (n,) on the score of a pair, NaN of examples that share neither row.
+def influence(examples, queries, user_rows, item_rows, loss, *, damping, full):
+    """Influence (n_queries, n) on the scores of pairs, NaN of examples that share neither row.
 
-    ``-x' (H + damping)^-1 g_j``, the Hessian that of both rows together.
+    ``-x' (H + damping)^-1 g_j``, the Hessian that of both rows of the pair together.
     """
     d = user_rows.shape[1]
     of_users, of_items = blocks(examples, user_rows, item_rows, loss)
-    hessian = np.zeros((2 * d, 2 * d))
-    hessian[:d, :d], hessian[d:, d:] = of_users[user], of_items[item]
-    between = coupling(examples, user, item, user_rows, item_rows, loss, full=full)
-    hessian[:d, d:], hessian[d:, :d] = between, between.T
-    x = np.concatenate([score_row(item_rows[item]), score_row(user_rows[user])])
-    solved = np.linalg.solve(hessian + damping * np.eye(2 * d), x)
-    found = np.full(len(examples), np.nan)
-    for j, example in enumerate(examples):
-        by_user, by_item = own_gradients(example, user_rows, item_rows)
-        if example.user == user:
-            found[j] = -by_user @ solved[:d]
-        if example.candidates[0] == item:
-            found[j] = np.nan_to_num(found[j]) - by_item @ solved[d:]
+    gradients = [own_gradients(example, user_rows, item_rows) for example in examples]
+    found = np.full((len(queries), len(examples)), np.nan)
+    for n, (user, item) in enumerate(queries):
+        between = coupling(examples, user, item, user_rows, item_rows, loss, full=full)
+        hessian = np.block([[of_users[user], between], [between.T, of_items[item]]])
+        x = np.concatenate([score_row(item_rows[item]), score_row(user_rows[user])])
+        solved = np.linalg.solve(hessian + damping * np.eye(2 * d), x)
+        for j, (example, (by_user, by_item)) in enumerate(zip(examples, gradients, strict=True)):
+            own = example.candidates[0]
+            if example.user == user or own == item:
+                found[n, j] = 0.0
+            if example.user == user:
+                found[n, j] -= by_user @ solved[:d]
+            if own == item:
+                found[n, j] -= by_item @ solved[d:]
     return found
