@@ -345,8 +345,8 @@ def _number(value: Any, name: str, below: float) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number < below:
-        interval = "finite and >= 0" if below == math.inf else f"in [0, {below:g})"
-        raise ParameterError(f"{name} must be a number {interval}, not {value!r}")
+        allowed = "finite number >= 0" if below == math.inf else f"number in [0, {below:g})"
+        raise ParameterError(f"{name} must be a {allowed}, not {value!r}")
     return number
 
 
