@@ -15,6 +15,7 @@ from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.hydra import Hydra
 from fastinfluence.attribution.influence_factors import InfluenceFactors
 from fastinfluence.attribution.influence_function import InfluenceFunction
+from fastinfluence.attribution.pair_influence import PairInfluence
 from fastinfluence.attribution.replay import Replay
 from fastinfluence.attribution.sets import ExplanationSet, explain_set
 from fastinfluence.attribution.tracin import TracIn
@@ -29,6 +30,7 @@ __all__ = [
     "Hydra",
     "InfluenceFactors",
     "InfluenceFunction",
+    "PairInfluence",
     "Replay",
     "TracIn",
     "TripleCounterfactual",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
 from fastinfluence.attribution.base import RowAttribution
+from fastinfluence.attribution.influence_function import check_damping
 from fastinfluence.attribution.rows import Changes, RowStore
 from fastinfluence.errors import NegativeCurvature, ParameterError
 from fastinfluence.kernels.structures import Top
@@ -62,7 +63,7 @@ class PairInfluence(RowAttribution):
         The full Hessian differs on pairs that were trained on only, where it need not be positive
         definite.
     damping : float, optional
-        Added to the diagonal of H; 1 / (sum of the epochs' learning rates) by default.
+        Added to the diagonal of H; that of `InfluenceFunction` by default.
     row_dtype : {None, "float32", "float64", "bfloat16"}
         Of the stored rows, as for `GradientRollback`.
     path : path-like, optional
@@ -74,9 +75,16 @@ class PairInfluence(RowAttribution):
     show_progress : bool, optional
         Of no effect: there is nothing to wait for.
 
+    Attributes
+    ----------
+    damping_ : float
+    hessian_ : str
+
     Raises
     ------
     NotFittedError
+    ParameterError
+        An option out of range.
     DataError
         Parameters that are not finite.
     NegativeCurvature
@@ -96,7 +104,7 @@ class PairInfluence(RowAttribution):
     >>> import fastinfluence as fi
     >>> data = fi.Interactions.from_arrays(["ann", "ann", "bob"], ["x", "y", "x"], [5, 3, 4])
     >>> model = fi.MatrixFactorization(n_factors=4, rng=0).fit(data)
-    >>> fi.PairInfluence(model).influence([("bob", "y")]).shape
+    >>> fi.InfluenceFunction(model, scope="pair").influence([("bob", "y")]).shape
     (1, 3)
     """
 
@@ -119,12 +127,12 @@ class PairInfluence(RowAttribution):
         if hessian not in HESSIANS:
             raise ParameterError(f"hessian={hessian!r} is not known: use 'gauss-newton' or 'full'")
         trajectory = model.trajectory_
-        self.hessian = hessian
-        self.damping = _damping(damping, trajectory)
+        self.hessian_ = hessian
+        self.damping_ = check_damping(damping, trajectory)
         self._endpoint = PairEndpoint(
             trajectory.program,
             trajectory.end.tables,
-            damping=self.damping,
+            damping=self.damping_,
             full=hessian == "full",
             n_threads=self._n_threads,
         )
@@ -132,7 +140,7 @@ class PairInfluence(RowAttribution):
             trajectory,
             self._credit,
             (self.data.by_user, self.data.by_item),
-            meta={"method": self.name, "damping": self.damping},
+            meta={"method": self.name, "damping": self.damping_},
             dtype=row_dtype,
             path=path,
             n_threads=self._n_threads,
@@ -156,9 +164,9 @@ class PairInfluence(RowAttribution):
     def _indefinite(self, where: str, smallest: float, more: float) -> NegativeCurvature:
         return NegativeCurvature(
             f"the Hessian of the training loss is not positive definite on {where}: its smallest "
-            f"eigenvalue is {smallest:.3g} with damping={self.damping:.3g}; "
-            f"damping={1.01 * (self.damping + more):.3g} would do"
-            + ("" if self.hessian != "full" else ", or hessian='gauss-newton'")
+            f"eigenvalue is {smallest:.3g} with damping={self.damping_:.3g}; "
+            f"damping={1.01 * (self.damping_ + more):.3g} would do"
+            + ("" if self.hessian_ != "full" else ", or hessian='gauss-newton'")
         )
 
     # ---------------------------------------------------------------- pairs trained on
@@ -289,16 +297,6 @@ class PairInfluence(RowAttribution):
             sides = (self.rows.user_side, self.rows.item_side)
             own_of_pairs(*sides, *vectors, *columns, here, self.rows.own_places, result)
         return result
-
-
-def _damping(damping: Any, trajectory: Any) -> float:
-    """Check a damping, or take that of the training run."""
-    if damping is None:
-        return float(1 / sum(trajectory.recipe.rate(epoch) for epoch in range(trajectory.n_epochs)))
-    number = isinstance(damping, int | float | np.number) and not isinstance(damping, bool)
-    if not number or not np.isfinite(damping) or damping < 0:
-        raise ParameterError(f"damping must be a finite number >= 0 or None, not {damping!r}")
-    return float(damping)
 
 
 def _stretches(n: int, size: int) -> list[tuple[int, int]]:

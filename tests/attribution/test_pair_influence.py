@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import row_blocks as oracle
 from oracles import sgd as sgd_oracle
-from planted import LOSSES, data_for, ratings, same_bits
+from planted import LOSSES, data_for, graph, ratings, same_bits
 from scipy.stats import spearmanr
 
 import fastinfluence as fi
@@ -287,13 +287,22 @@ def test_closer_to_retraining_than_gradient_rollback():
     assert 0.5 < (size @ true) / (size @ size) < 2
 
 
+def test_it_is_a_scope_of_the_influence_function():
+    model = fit(ratings())
+    why = fi.InfluenceFunction(model, scope="pair", damping=2.0)
+    assert type(why) is type(why.on(model)) is fi.PairInfluence
+    assert why.on(model).damping_ == 2
+    with pytest.raises(ParameterError, match="a MatrixFactorization is needed"):
+        fi.InfluenceFunction(fi.DistMult(n_factors=2, n_epochs=1).fit(graph()), scope="pair")
+
+
 def test_default_damping_and_units():
     model = fit(ratings(), n_epochs=6, learning_rate=0.05)
     why = PairInfluence(model)
     assert (why.name, why.units) == ("influence-function-pair", "effect")
-    assert why.damping == pytest.approx(1 / (6 * 0.05))
+    assert why.damping_ == pytest.approx(1 / (6 * 0.05))
     assert why.explain([(0, 0)], k=2).units == "effect"
-    assert PairInfluence(model, damping=7).on(model).damping == 7
+    assert PairInfluence(model, damping=7).on(model).damping_ == 7
 
 
 def test_rows_on_disk(tmp_path):
@@ -313,7 +322,7 @@ def test_rows_on_disk(tmp_path):
 
 @pytest.mark.parametrize("damping", [-1, np.nan, np.inf, "much", True, [1.0]])
 def test_damping_that_is_none(damping):
-    with pytest.raises(ParameterError, match="damping must be a finite number >= 0 or None"):
+    with pytest.raises(ParameterError, match="damping must be a finite number >= 0, not"):
         PairInfluence(fit(ratings()), damping=damping)
 
 
