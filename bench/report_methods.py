@@ -123,8 +123,8 @@ examples out and training again. This page is made of `bench/methods.json` by
 ## Which one?
 
 - **Some predictions, and the truth matters**: `Replay`. It goes back through training once for
-  every sixteen predictions, and is the only one that also ranks the examples that share
-  nothing with the prediction.
+  every sixteen predictions, and is the only one that is right about examples that
+  share nothing with the prediction.
 - **Very many predictions**: `CurvatureRollback`. One preparation, then a look-up each.
 - **What would the optimum do**, rather than this run: `InfluenceFunction`, for all examples, or
   with `scope="pair"`, quickly, for those that share a row with the prediction. It needs no path.
@@ -144,7 +144,7 @@ ratings = fi.Interactions.from_arrays(users, items, 3 + taste[users, items])
 model = fi.MatrixFactorization(n_factors=8, n_epochs=30, rng=0).fit(ratings)
 
 queries = fi.evaluation.sample_queries(model, 5)
-kinds = (fi.GradientRollback, fi.TracIn, fi.CurvatureRollback, fi.Replay)
+kinds = (fi.TracIn, fi.InfluenceFunction, fi.CurvatureRollback, fi.Replay)
 methods = {kind.name: kind(model) for kind in kinds}
 measured = fi.evaluation.compare(methods, queries, adjacent=20, others=20)
 print(measured)
@@ -173,8 +173,9 @@ TAIL = """\
 
 Measured with `python bench/methods.py --truths DIR`, as @CORES@; the load average
 when a method began was @LOADS@: seconds are those of a shared machine.
-What the columns mean in full: [the command line](command-line.md#evaluate). More about the first
-three: [faithfulness](faithfulness.md), [knowledge graphs](knowledge-graphs.md#what-to-believe).
+What the columns mean in full: [the command line](command-line.md#evaluate). More about `Replay` and
+the two rollbacks: [faithfulness](faithfulness.md),
+[knowledge graphs](knowledge-graphs.md#what-to-believe).
 """
 
 
