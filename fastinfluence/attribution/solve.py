@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ __all__ = ["BlockJacobi", "SolveReport", "smallest_eigenvalue", "solve"]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
+_RITZ_EVERY = 10  # steps of Lanczos' method
 _STALLED = 0.5  # a restart that leaves more than this of the residual has met the rounding
 
 
@@ -355,8 +355,10 @@ class _Lanczos:
         return found
 
 
-def smallest_eigenvalue(endpoint: Any, *, full: bool = True, tolerance: float = 1e-2) -> float:
-    """Estimate the smallest eigenvalue of a Hessian by Lanczos' method.
+def smallest_eigenvalue(
+    endpoint: Any, *, full: bool = True, tolerance: float = 1e-2, most: int = 300
+) -> float:
+    """Estimate the smallest eigenvalue of a Hessian by Lanczos' method, from 16 random starts.
 
     Parameters
     ----------
@@ -364,33 +366,43 @@ def smallest_eigenvalue(endpoint: Any, *, full: bool = True, tolerance: float = 
     full : bool, default True
         Of the Hessian itself; otherwise of its Gauss-Newton matrix.
     tolerance : float
-        Relative.
+        Bound on the relative error at which the iteration ends.
+    most : int
+        Products at most; what is known then is returned.
 
     Notes
     -----
-    The estimate is never below the eigenvalue; where the iteration has not converged, which
-    takes some hundreds of products, it is the best that was found.
+    The estimate is never below the eigenvalue. The vectors of Lanczos are not orthogonalised
+    again: eigenvalues found twice do no harm here.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from scipy.linalg import eigh_tridiagonal
 
+    system = _System(endpoint, 0.0, full, None, 1)
     shape = (endpoint.n_rows, endpoint.d, LANES)
-    panel, out = (aligned_zeros(shape, endpoint.dtype) for _ in range(2))
-    lowest = np.inf
-
-    def product(vector: Array) -> Array:
-        nonlocal lowest
-        panel[:, :, 0] = vector.reshape(shape[:2])
-        endpoint.product(panel, out, full=full)
-        image = np.asarray(out[:, :, 0], np.float64).ravel()
-        lowest = min(lowest, float(vector.ravel() @ image / (vector.ravel() @ vector.ravel())))
-        return image
-
-    size = shape[0] * shape[1]
-    matrix = LinearOperator((size, size), matvec=product, dtype=np.dtype(np.float64))
-    first = np.random.default_rng(0).standard_normal(size)
-    with contextlib.suppress(ArpackNoConvergence):
-        values = eigsh(
-            matrix, 1, which="SA", v0=first, tol=tolerance, maxiter=30, return_eigenvectors=False
-        )
-        lowest = min(lowest, float(np.real(values[0])))
+    vector, before, image = (aligned_zeros(shape, endpoint.dtype) for _ in range(3))
+    vector[...] = np.random.default_rng(0).standard_normal(shape)
+    vector /= np.sqrt(system.squares(vector)).astype(endpoint.dtype)
+    diagonal, beside = np.empty((0, LANES)), np.zeros((0, LANES))
+    lowest, bound = np.inf, np.inf
+    for step in range(1, most + 1):
+        quotients = system.image(vector, image)
+        image -= quotients.astype(endpoint.dtype) * vector
+        if step > 1:
+            image -= beside[-1].astype(endpoint.dtype) * before
+        norms = np.sqrt(system.squares(image))
+        diagonal, beside = np.vstack([diagonal, quotients]), np.vstack([beside, norms])
+        if step % _RITZ_EVERY == 0 or step == most:
+            for lane in range(LANES):
+                closed = np.flatnonzero(beside[:, lane] == 0)  # on a subspace: all of it is known
+                m = int(closed[0]) + 1 if len(closed) else step
+                values, vectors = eigh_tridiagonal(
+                    diagonal[:m, lane], beside[: m - 1, lane], select="i", select_range=(0, 0)
+                )
+                if values[0] < lowest:
+                    lowest = float(values[0])
+                    bound = abs(float(vectors[-1, 0])) * float(beside[m - 1, lane])
+            if bound <= tolerance * abs(lowest):
+                break
+        vector, before, image = image, vector, before
+        vector /= np.where(norms > 0, norms, 1).astype(endpoint.dtype)
     return lowest

@@ -95,10 +95,10 @@ def test_influence_function_after_one_short_step(problem, monkeypatch):
 
 
 def test_agreement_with_leaving_out():
-    found = figures.agreement(20, [0])
+    found = figures.agreement(10, [0])
     mean = {name: linear.mean() for name, (linear, _) in found.items()}
     assert mean["replay"] >= 0.98
-    assert mean["replay, target held constant"] <= 0.5
+    assert mean["replay, target held constant"] <= 0.3
     assert mean["influence function"] <= mean["replay"]
     assert mean["replay of the training loss"] <= mean["replay"]
 

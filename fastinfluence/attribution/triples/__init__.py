@@ -3,7 +3,15 @@
 from fastinfluence.attribution.triples.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.triples.gradient_rollback import GradientRollback
 from fastinfluence.attribution.triples.hydra import Hydra
+from fastinfluence.attribution.triples.influence_function import InfluenceFunction
 from fastinfluence.attribution.triples.replay import Replay
 from fastinfluence.attribution.triples.tracin import TracIn
 
-__all__ = ["CurvatureRollback", "GradientRollback", "Hydra", "Replay", "TracIn"]
+__all__ = [
+    "CurvatureRollback",
+    "GradientRollback",
+    "Hydra",
+    "InfluenceFunction",
+    "Replay",
+    "TracIn",
+]
