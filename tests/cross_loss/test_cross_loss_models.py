@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import pairs, positives
 
-from fastinfluence import Interactions, MatrixFactorization, Replay
+from fastinfluence import InfluenceFunction, Interactions, MatrixFactorization, Replay
 from fastinfluence.attribution.objectives import Function, HeldOutLoss, Margin, Mean
 from fastinfluence.evaluation import leave_one_out, pearson, per_query, relative_error, spearman
 
@@ -69,6 +69,16 @@ def test_replay_predicts_leaving_out(loss, question):
     assert linear.min() >= 0.8
     assert per_query(spearman, influence, truth).mean() >= 0.94
     assert per_query(relative_error, influence, truth).mean() <= 0.35
+
+
+@pytest.mark.parametrize("loss", ["bpr", "logistic"])
+@pytest.mark.parametrize("question", list(questions()))
+def test_influence_functions_go_in_that_direction(loss, question):
+    """Training of ten epochs is far from a minimum, which they suppose it has reached."""
+    model, phi = fit(loss), questions()[question]
+    truth = leave_one_out(model, phi, show_progress=False).change
+    found = per_query(pearson, InfluenceFunction(model).influence(phi), truth).mean()
+    assert 0.6 <= found < per_query(pearson, Replay(model).influence(phi), truth).mean()
 
 
 def test_another_loss_is_another_question():
