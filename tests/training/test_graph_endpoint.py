@@ -163,6 +163,16 @@ def test_large_tables_are_added_up_in_fewer_parts(monkeypatch):
         assert len(endpoint._parts) == parts
 
 
+def test_rows_without_numbers_whose_squares_are_denormal():
+    program = program_of(dtype="float32")
+    rows = rows_of(program)
+    rows[3, :3] = 1e-21, -1e-40, 1e-18
+    endpoint = endpoint_of(program, rows)
+    expected = rows.astype(np.float32)
+    expected[3, :2] = 0
+    np.testing.assert_array_equal(endpoint.rows, expected)
+
+
 # ---------------------------------------------------------------- bad input
 
 
