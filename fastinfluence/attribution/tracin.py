@@ -15,6 +15,7 @@ from fastinfluence.attribution.quantities import Average, Losses, PairWeights
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES, ScoreTerms, Tables
 from fastinfluence.training.backward import Stage, backward
+from fastinfluence.training.program import Program
 from fastinfluence.training.recipe import LOSSES
 from fastinfluence.training.trajectory import training_indices
 
@@ -147,8 +148,8 @@ class TracIn(DenseAttribution):
         Parameters
         ----------
         train_index : (m,) int array-like, optional
-            All examples by default, which with ``mode="ideal"`` takes one walk through training.
-            With ``mode="checkpoints"`` every one is a query of its own.
+            All examples by default, which takes one walk through training, or a pass over the data
+            for every checkpoint. Of triples every one is a query of its own.
 
         Raises
         ------
@@ -157,12 +158,19 @@ class TracIn(DenseAttribution):
         ReplayMismatch
             Running the Trajectory again did not give the model's parameters.
         """
-        if self.mode == "checkpoints":
-            return super().self_influence(train_index)
         program, n = self.model.trajectory_.program, len(self.data)
+        if not isinstance(program, Program):
+            return super().self_influence(train_index)
         wanted = np.arange(n)
         if train_index is not None:
             wanted = training_indices(train_index, n, "train_index")
+        own = self._own_at_checkpoints() if self.mode == "checkpoints" else self._own_steps(wanted)
+        found: Array = own[wanted]
+        return found
+
+    def _own_steps(self, wanted: Numbers) -> Array:
+        """Self-influence (n,), from the steps of the examples that are wanted."""
+        program, n = self.model.trajectory_.program, len(self.data)
         own_steps = dispatch.kernels("tracin").own_steps
         result = np.zeros(n, program.dtype)
         only = np.zeros(n, np.bool_)
@@ -177,8 +185,7 @@ class TracIn(DenseAttribution):
 
             parts = dispatch.equal_parts(stage.stop - stage.start, self._n_threads)
             dispatch.run_parts(part, parts, self._n_threads)
-        found: Array = result[wanted]
-        return found
+        return result
 
     def _ideal(self, quantity: Any, show_progress: bool | None) -> Iterator[tuple[int, Array]]:
         followed = _followed(quantity, *self._parameters)
@@ -247,6 +254,21 @@ class TracIn(DenseAttribution):
                     credit = there.credit(there.panel(quantity, start))
                     influence[start - first : start - first + lanes] += rate * credit[:, :lanes].T
             yield first, influence
+
+    def _own_at_checkpoints(self) -> Array:
+        """Self-influence (n,), without a query: the gradient of an example meets that of its pair.
+
+        Raises
+        ------
+        DataError
+            Parameters that are not finite.
+        """
+        trajectory = self.model.trajectory_
+        endpoint = trajectory.program.endpoint(trajectory.end.tables, n_threads=self._n_threads)
+        result = np.zeros(len(self.data), trajectory.program.dtype)
+        for epoch, rate in self._rates().items():
+            result += rate * endpoint.at(trajectory.checkpoints[epoch].tables).own_credit()
+        return result
 
     def _rates(self) -> dict[int, Any]:
         """Learning rate of every checkpoint: those of all epochs since the one before."""

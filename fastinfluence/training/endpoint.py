@@ -219,7 +219,15 @@ class Endpoint:
 
     def norms(self) -> Array:
         """``|w_j grad l_j|`` (n,)."""
-        kernel = dispatch.kernels("hessian").gradient_norms
+        return self._of_gradients("gradient_norms")
+
+    def own_credit(self) -> Array:
+        """`credit` (n,) of every example along the gradient of its own pair's score."""
+        return self._of_gradients("own_credit")
+
+    def _of_gradients(self, name: str) -> Array:
+        """A number (n,) from the gradient of every example."""
+        kernel = getattr(dispatch.kernels("hessian"), name)
         found = np.empty(self.n, self.dtype)
         gradients, l2 = self._derivatives[0], self._shrinkage[0]
 

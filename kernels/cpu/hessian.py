@@ -17,10 +17,20 @@ from .adjoints import add_four_rows, add_lanes, dot_four_rows, dot_lanes, set_la
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .losses import BPR
-from .simd import add_scaled, prefetch
+from .simd import add_outer_products, dot, prefetch
 
-__all__ = ["bend", "credit", "gradient_norms", "pull", "row_blocks", "row_dots", "slopes"]
+__all__ = [
+    "bend",
+    "credit",
+    "gradient_norms",
+    "own_credit",
+    "pull",
+    "row_blocks",
+    "row_dots",
+    "slopes",
+]
 
+_TOGETHER = 32  # rows whose outer products are added up at once
 _AHEAD = 16  # places: the edges of an item lie far apart
 
 
@@ -114,6 +124,13 @@ def bend(loss, first, curvatures, start, stop, slopes):
 
 
 @inner_kernel
+def _add_factors(target, source, factor):
+    """``target += factor * source`` but for the biases, the last of each."""
+    for f in range(target.shape[0] - 1):
+        add_lanes(target[f], source[f], factor)
+
+
+@inner_kernel
 def _pull(rows, edges, bends, gradients, panel, l2, start, stop, out, four):
     others, numbers = edges.others, edges.numbers
     d = rows.shape[1]
@@ -138,9 +155,7 @@ def _pull(rows, edges, bends, gradients, panel, l2, start, stop, out, four):
                         add_lanes(target[f], bends_of, other[f])
             if gradients is not None:
                 for n in range(count):
-                    slope, other = gradients[numbers[place + n]], panel[others[place + n]]
-                    for f in range(d - 1):
-                        add_lanes(target[f], other[f], slope)
+                    _add_factors(target, panel[others[place + n]], gradients[numbers[place + n]])
             place += count
 
 
@@ -246,6 +261,34 @@ def gradient_norms(parameters, rows, edges, users, items, gradients, l2, start, 
 
 
 @kernel
+def own_credit(parameters, rows, edges, users, items, gradients, l2, start, stop, out):
+    """Minus the slope of every example's own loss along the gradient of its own score.
+
+    Parameters
+    ----------
+    parameters, rows : (n_rows, d)
+        Factors and the bias; factors and a one.
+    edges, users, items, gradients, l2
+        As for `credit`.
+    start, stop : int
+        Examples.
+    out : (n,)
+        By training index.
+    """
+    for j in range(start, stop):
+        u, own = users[j], edges.first[j]
+        i = items[own]
+        p, q = rows[u], rows[i]
+        total = np.float64(l2[own]) * dot(parameters[u], q)
+        for e in range(own, edges.first[j + 1]):
+            total += np.float64(gradients[e]) * dot(rows[items[e]], q)
+            if items[e] == i:
+                total += np.float64(gradients[e]) * dot(p, p)
+                total += np.float64(l2[e]) * dot(parameters[i], p)
+        out[edges.examples[j]] = -total
+
+
+@kernel
 def row_blocks(loss, rows, edges, items, curvatures, l2, n_users, start, stop, out):
     """Diagonal blocks of the Gauss-Newton matrix, one a row: ``sum h x x' + l2 I``.
 
@@ -266,21 +309,31 @@ def row_blocks(loss, rows, edges, items, curvatures, l2, n_users, start, stop, o
         Rows `start` to `stop` are set.
     """
     d = rows.shape[1]
-    x = np.empty(d, rows.dtype)
+    left = np.zeros((_TOGETHER, -(-d // 4) * 4), rows.dtype)
+    right = np.zeros((_TOGETHER, -(-d // 32) * 32), rows.dtype)
+    total = np.empty((left.shape[1], right.shape[1]), rows.dtype)
     for row in range(start, stop):
-        block = out[row]
-        block[:] = 0
+        total[:] = 0
+        leads = loss == BPR and row < n_users
+        filled = 0
         for place in range(edges.pointers[row], edges.pointers[row + 1]):
             e, other = edges.numbers[place], rows[edges.others[place]]
-            leads = loss == BPR and row < n_users
-            if leads and e == edges.owns[e]:
+            own = edges.owns[e]
+            if leads and e == own:
                 continue
-            over = rows[items[edges.owns[e]]]
             for f in range(d):
-                x[f] = other[f] - over[f] if leads else other[f]
-            for f in range(d):
-                add_scaled(block[f, : f + 1], x[: f + 1], curvatures[e] * x[f])
+                x = other[f]
+                if leads:
+                    x -= rows[items[own], f]
+                right[filled, f] = x
+                left[filled, f] = curvatures[e] * x
+            filled += 1
+            if filled == _TOGETHER:
+                add_outer_products(total, left, right)
+                filled = 0
+        if filled > 0:
+            add_outer_products(total, left[:filled], right[:filled])
         for f in range(d):
-            block[f, f] += l2[row]
             for g in range(f):
-                block[g, f] = block[f, g]
+                out[row, f, g] = out[row, g, f] = total[f, g]
+            out[row, f, f] = total[f, f] + l2[row]
