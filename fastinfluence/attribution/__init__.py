@@ -12,6 +12,7 @@ from fastinfluence.attribution.counterfactuals import (
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.gradient_rollback import GradientRollback
+from fastinfluence.attribution.gradient_similarity import GradientSimilarity
 from fastinfluence.attribution.hydra import Hydra
 from fastinfluence.attribution.influence_factors import InfluenceFactors
 from fastinfluence.attribution.influence_function import InfluenceFunction
@@ -27,6 +28,7 @@ __all__ = [
     "ExplanationSet",
     "Explanations",
     "GradientRollback",
+    "GradientSimilarity",
     "Hydra",
     "InfluenceFactors",
     "InfluenceFunction",

@@ -2,6 +2,7 @@
 
 from fastinfluence.attribution.triples.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.triples.gradient_rollback import GradientRollback
+from fastinfluence.attribution.triples.gradient_similarity import GradientSimilarity
 from fastinfluence.attribution.triples.hydra import Hydra
 from fastinfluence.attribution.triples.influence_function import InfluenceFunction
 from fastinfluence.attribution.triples.replay import Replay
@@ -10,6 +11,7 @@ from fastinfluence.attribution.triples.tracin import TracIn
 __all__ = [
     "CurvatureRollback",
     "GradientRollback",
+    "GradientSimilarity",
     "Hydra",
     "InfluenceFunction",
     "Replay",
