@@ -79,6 +79,11 @@ class RowAttribution(Attribution):
         # A folder holds the rows of one model.
         return super()._options_for(queries) | {"path": None}
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What influence depends on besides the model, for a folder that is gone on with."""
+        return {}
+
     def _check_held(self, users: Codes, items: Codes) -> None:
         """Raise ParameterError unless the store holds the rows of these users and items."""
 
@@ -209,6 +214,7 @@ class RowAttribution(Attribution):
             "units": self.units,
             "model": self.model.trajectory_.fingerprint(),
             "row_dtype": self.rows.dtype,
+            **self._settings,
             "k": int(k),
             "proponents": proponents,
             "n_queries": n_queries,

@@ -34,6 +34,7 @@ Array = npt.NDArray[Any]
 HESSIANS = ("gauss-newton", "full")
 POLICIES = ("raise", "lift", "gauss-newton")
 
+_LEAST_WORK = 2**22  # numbers that a product with the Hessian reads for each side of the data
 _LIFT = 1.1  # times the most negative eigenvalue that was seen
 _PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
 
@@ -189,11 +190,17 @@ class InfluenceFunction(DenseAttribution):
     @cached_property
     def _endpoint(self) -> Any:
         trajectory = self.model.trajectory_
-        return trajectory.program.endpoint(trajectory.end.tables, n_threads=self._n_threads)
+        return trajectory.program.endpoint(trajectory.end.tables, n_threads=self._within)
+
+    @property
+    def _within(self) -> int:
+        """Threads that share a block of 16 queries; waking them takes longer than small work."""
+        work = len(self.data) * self.model.trajectory_.recipe.n_factors
+        return self._n_threads if work >= _LEAST_WORK else 1
 
     @cached_property
     def _preconditioner(self) -> BlockJacobi:
-        return BlockJacobi(self._endpoint, self.damping_, n_threads=self._n_threads)
+        return BlockJacobi(self._endpoint, self.damping_, n_threads=self._within)
 
     def _see_to_curvature(self) -> None:
         """Make the damped Hessian positive definite, as the policy says, or raise."""
@@ -246,7 +253,7 @@ class InfluenceFunction(DenseAttribution):
         free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(n_threads):
             free.put(self._endpoint if n_threads == 1 else self._endpoint.twin())
-        within = self._n_threads if n_threads == 1 else 1
+        within = self._within if n_threads == 1 else 1
 
         def block(start: int) -> tuple[int, Array, SolveReport]:
             endpoint = free.get()
@@ -407,7 +414,7 @@ class InfluenceFunction(DenseAttribution):
                 left = weights.copy()
                 left[group] = 0
                 endpoint = self._endpoint.reweighted(left)
-                without, found = self._solve(endpoint, right, self._n_threads, start=x)
+                without, found = self._solve(endpoint, right, self._within, start=x)
                 reports.append(found.first(m))
                 credit = self._endpoint.credit(without)[group, :m]
                 result[start : start + m, number] = credit.sum(axis=0, dtype=np.float64)

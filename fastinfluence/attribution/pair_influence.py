@@ -146,6 +146,10 @@ class PairInfluence(RowAttribution):
             n_threads=self._n_threads,
         )
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"damping": self.damping_, "hessian": self.hessian_}
+
     def _credit(self) -> tuple[Changes, Changes]:
         """Changes of single rows: minus the inverse of the row's block times the gradient."""
         data, changes = self.data, []

@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import (
@@ -27,6 +28,7 @@ from .lanes import (
 
 __all__ = [
     "add_combination",
+    "add_outer_products",
     "add_scaled",
     "bits_to_float",
     "dot",
@@ -214,6 +216,53 @@ def add_combination(typing_context: Any, target: Any, coefficients: Any, rows: A
         return context.get_dummy_value()
 
     return types.void(target, coefficients, rows), codegen
+
+
+@intrinsic
+def add_outer_products(typing_context: Any, target: Any, left: Any, right: Any) -> Any:
+    """``target += left' @ right`` below the diagonal: (r, c), (m, r) and (m, c).
+
+    r is a multiple of 4 and c of 32, as these lie beyond what is wanted: tiles of 4 by 32 stay in
+    registers while all m rows pass. Tiles right of the diagonal are left alone.
+    """
+    if not is_matrix(target, left, right):
+        return None
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(context, builder, signature.args[0].dtype)
+        data, shapes = [], []
+        for array_type, value in zip(signature.args, args, strict=True):
+            struct = context.make_array(array_type)(context, builder, value)
+            data.append(struct.data)
+            shapes.append(cgutils.unpack_tuple(builder, struct.shape))
+        target, left, right = data
+        (r, c), (m, _), _ = shapes
+        cells = [[lanes.accumulator() for _ in range(2)] for _ in range(4)]
+        with vectors(builder, r, 4) as (f, _):
+            behind = builder.and_(builder.add(f, I64(4 + 31)), I64(-32))
+            behind = builder.select(builder.icmp_signed("<", behind, c), behind, c)
+            with vectors(builder, behind, 2 * LANES) as (at, _):
+                places = [builder.add(builder.mul(builder.add(f, I64(n)), c), at) for n in range(4)]
+                for place, pair in zip(places, cells, strict=True):
+                    for half, cell in enumerate(pair):
+                        offset = builder.add(place, I64(half * LANES))
+                        builder.store(lanes.load(target, offset), cell)
+                with vectors(builder, m, 1) as (number, _):
+                    row = builder.add(builder.mul(number, c), at)
+                    halves = [lanes.load(right, builder.add(row, I64(h * LANES))) for h in range(2)]
+                    first = builder.add(builder.mul(number, r), f)
+                    for n, pair in enumerate(cells):
+                        place = builder.gep(left, [builder.add(first, I64(n))])
+                        x = broadcast(builder, builder.load(place))
+                        for vector, cell in zip(halves, pair, strict=True):
+                            builder.store(lanes.fma(x, vector, builder.load(cell)), cell)
+                for place, pair in zip(places, cells, strict=True):
+                    for half, cell in enumerate(pair):
+                        offset = builder.add(place, I64(half * LANES))
+                        lanes.store(builder.load(cell), target, offset)
+        return context.get_dummy_value()
+
+    return types.void(target, left, right), codegen
 
 
 @intrinsic
