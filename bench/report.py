@@ -22,6 +22,9 @@ SUITES = (
     "Gradient Rollback",
     "Curvature Rollback",
     "Replay",
+    "Influence functions: solving",
+    "Influence functions: the influence",
+    "Influence functions: `scope",
     "Retraining",
     "Read-out",
     "Every user-item",
@@ -71,6 +74,13 @@ REASONS = {
     "(see the load average).",
     "Replay": "Every step reads and writes the adjoints of 16 queries, sixteen times the bytes of "
     "the rows that the step trained.",
+    "influence functions, iterations": "The preconditioner knows a row's own block, not how rows "
+    "hang together: what is left takes more iterations the less the damping is.",
+    "influence functions, 32": "One right-hand side takes a pass over the data for 16, as 16 do.",
+    "influence functions, a query": "Beyond what the same iterations cost in plain torch it "
+    "is what the libraries add: above all gradients of all ratings as long as all parameters.",
+    "influence functions, pairs": "End to end includes looking up raw ids and selecting; pairs "
+    "trained on have a system of their own each, and there is nothing to share.",
     "extra memory": "The log of an epoch, the matrices or adjoints of all rows, and the result.",
     "cost of recording": "Recording reads and writes two more rows for every rating and hangs on "
     "the copy bandwidth above.",
