@@ -161,5 +161,5 @@ class GradientSimilarity(DenseAttribution):
 def _normalised(products: Array, norms: Array, others: Array) -> Array:
     """``products / (norms * others)``, 0 where that is 0 / 0."""
     lengths = norms * others
-    found = np.divide(products, lengths, out=np.zeros(products.shape), where=lengths > 0)
-    return found.astype(products.dtype)
+    found: Array = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return found
