@@ -13,6 +13,7 @@ from fastinfluence import errors, evaluation, functional  # noqa: E402
 from fastinfluence.attribution import (  # noqa: E402
     CurvatureRollback,
     Explanations,
+    ForwardInfluence,
     GradientRollback,
     GradientSimilarity,
     Hydra,
@@ -43,6 +44,7 @@ __all__ = [
     "DistMult",
     "Explanations",
     "FastInfluenceError",
+    "ForwardInfluence",
     "GradientRollback",
     "GradientSimilarity",
     "Hydra",

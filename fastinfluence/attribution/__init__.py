@@ -11,6 +11,7 @@ from fastinfluence.attribution.counterfactuals import (
 )
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
 from fastinfluence.attribution.explanations import Explanations
+from fastinfluence.attribution.forward_influence import ForwardInfluence
 from fastinfluence.attribution.gradient_rollback import GradientRollback
 from fastinfluence.attribution.gradient_similarity import GradientSimilarity
 from fastinfluence.attribution.hydra import Hydra
@@ -27,6 +28,7 @@ __all__ = [
     "CurvatureRollback",
     "ExplanationSet",
     "Explanations",
+    "ForwardInfluence",
     "GradientRollback",
     "GradientSimilarity",
     "Hydra",

@@ -183,6 +183,31 @@ class Endpoint:
         found[self._edges.examples] = self._derivatives[2]
         return found
 
+    def loss_drops(
+        self, changes: npt.NDArray[np.float64], moved: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """How far ``w_j l_j`` (n,) falls when some rows move; 0 where an example has none of them.
+
+        Parameters
+        ----------
+        changes : (n_rows, d)
+        moved : (a,)
+            Rows that are not zero in `changes`.
+
+        Notes
+        -----
+        O(d) for every edge of the examples that touch a moved row, and with no cancellation:
+        changes may be as small as they like.
+        """
+        found, program = np.zeros(self.n), self._program
+        dispatch.kernels("loss_drops").loss_drops(
+            program.recipe.loss_code, self.rows, changes, moved, self._edges, self._users,
+            self._items, self._values, self._weights, self._share,
+            float(self.dtype.type(program.mean)), program.recipe.regularization, self.n_users,
+            found,
+        )  # fmt: skip
+        return found
+
     def panel(self, quantity: Any, start: int) -> Array:
         """Gradients (n_rows, d, LANES) of the queries from `start` on, one a lane, then zeros."""
         panel = aligned_zeros((self.n_rows, self.d, LANES), self.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import steps as walk
-from .sgd import example_loss, gradients, rows_of, scores, steps
+from .sgd import example_loss, rows_of, steps
 
 N_EPOCHS = 4
 
@@ -18,22 +18,13 @@ N_EPOCHS = 4
 def steps_at(program, tables):
     """(training index, share, Step) of every visit of the last epochs, at these tables."""
     theta = rows_of(program.enter(program.start()._replace(tables=tables, squares=None)).tables)
-    n_epochs, order = program.recipe.n_epochs, program.schedule.order
+    n_epochs, loss = program.recipe.n_epochs, program.recipe.loss_code
     epochs = range(max(0, n_epochs - N_EPOCHS), n_epochs)
-    made = []
     for epoch in epochs:
         visits = program.examples, program.schedule.pointers, program.sampler
-        hyper, loss = program.hyper(epoch), program.recipe.loss_code
-        for step in steps(dict(theta), None, *visits, hyper, loss, epoch):
-            hyper, asked = step.hyper, (theta, step.user, step.candidates)
-            here = step._replace(
-                rows={name: theta[name] for name in step.rows},
-                scores=scores(*asked, hyper.mean),
-                gradients=gradients(*asked, step.value, hyper, loss),
-            )
-            share = 1 / len(epochs)
-            made.append((order[step.t], share, here, example_loss(*asked, step.value, hyper, loss)))
-    return made
+        still = program.hyper(epoch)._replace(learning_rate=0)
+        for step in steps(theta, None, *visits, still, loss, epoch):
+            yield program.schedule.order[step.t], 1 / len(epochs), step
 
 
 def row_number(program, name):
@@ -51,15 +42,16 @@ def shape_of(program):
 def losses(program, tables):
     """``w_j l_j`` (n,)."""
     found = np.zeros(len(program.data))
-    for j, share, step, loss in steps_at(program, tables):
-        found[j] += share * step.weight * loss
+    for j, share, step in steps_at(program, tables):
+        asked = step.user, step.candidates, step.value, step.hyper, step.loss
+        found[j] += share * step.weight * example_loss(step.rows, *asked)
     return found
 
 
 def loss_gradients(program, tables):
     """``w_j grad l_j`` (n, n_rows, d)."""
     found = np.zeros((len(program.data), *shape_of(program)))
-    for j, share, step, _ in steps_at(program, tables):
+    for j, share, step in steps_at(program, tables):
         for name, row in step.gradients.items():
             found[j, row_number(program, name)] += share * step.weight * row
     return found
@@ -69,7 +61,7 @@ def gauss_newton(program, tables):
     """(n_rows, d, n_rows, d), regularization included."""
     shape = shape_of(program)
     matrix = np.zeros((*shape, *shape))
-    for _, share, step, _ in steps_at(program, tables):
+    for _, share, step in steps_at(program, tables):
         for z in walk.arguments(step):
             slope = np.zeros(shape)
             for name, row in walk.jacobian(step, z).items():
