@@ -48,7 +48,6 @@ class Term(NamedTuple):
 def of_program(program, tables, n_epochs=4):
     """What a training run minimises: the negatives are those of its last epochs."""
     data, recipe = program.data, program.recipe
-    assert program.schedule.n_groups == 1
     epochs = range(max(0, recipe.n_epochs - n_epochs), recipe.n_epochs)
     examples = []
     for j in range(len(data)):
@@ -69,7 +68,9 @@ def _drawn(program, epoch, j, user, item):
     if program.recipe.loss == "squared" or not program.data.values[j] > 0:
         return []
     user, item = int(program.places[0][user]), int(program.places[1][item])
-    places = sgd.negatives(program.sampler, epoch, j, user, item, 0)
+    bounds = program.sampler.pool_pointers.tolist()
+    group = max(g for g, start in enumerate(bounds[:-1]) if start <= item)
+    places = sgd.negatives(program.sampler, epoch, j, user, item, group)
     return [int(program.schedule.pool[place]) for place in places]
 
 
