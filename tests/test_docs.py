@@ -16,7 +16,14 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("functional", "explaining", "faithfulness", "knowledge-graphs", "methods")
+        for name in (
+            "cross-loss",
+            "explaining",
+            "faithfulness",
+            "functional",
+            "knowledge-graphs",
+            "methods",
+        )
     ),
 ]
 
