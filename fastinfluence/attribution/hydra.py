@@ -20,7 +20,7 @@ from fastinfluence.training.backward import Stage, backward
 from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
-    from fastinfluence.training import Trajectory
+    pass
 
 __all__ = ["Block", "Entries", "Hydra"]
 
@@ -140,7 +140,7 @@ class Hydra(DenseAttribution):
         self.weight_decay = weight_decay
         if weight_decay is not None:
             self.weight_decay = _number(weight_decay, "weight_decay", math.inf)
-        _check_whole(model.trajectory_)
+        self._check_whole()
         self._check_options(examples)
         if hessian == "forward":
             self.units = "effect"
@@ -348,12 +348,3 @@ def _number(value: Any, name: str, below: float) -> float:
         allowed = "finite number >= 0" if below == math.inf else f"number in [0, {below:g})"
         raise ParameterError(f"{name} must be a {allowed}, not {value!r}")
     return number
-
-
-def _check_whole(trajectory: Trajectory) -> None:
-    missing = {0, trajectory.n_epochs} - set(trajectory.checkpoints)
-    if missing:
-        raise ParameterError(
-            f"Hydra goes through the whole run, but the Trajectory holds no parameters after "
-            f"epoch {min(missing)}: train again"
-        )

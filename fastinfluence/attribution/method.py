@@ -120,6 +120,22 @@ class Attribution(ABC):
         """The quantity the objective is for this model, its own answers filled in."""
         return objective.answered(self.model).bind(self.data, self.model.trajectory_.recipe)
 
+    def _check_whole(self, otherwise: str = "") -> None:
+        """Raise ParameterError unless the Trajectory leads from the start to the end.
+
+        Parameters
+        ----------
+        otherwise : str
+            What else there is to do than to train again, as the error says it.
+        """
+        trajectory = self.model.trajectory_
+        missing = {0, trajectory.n_epochs} - set(trajectory.checkpoints)
+        if missing:
+            raise ParameterError(
+                f"{type(self).__name__} goes through the whole run, but the Trajectory holds no "
+                f"parameters after epoch {min(missing)}: train again{otherwise}"
+            )
+
     def _check_named(self, quantity: Any, objective: Objective) -> None:
         """Raise ParameterError unless the quantity is about predictions that can be named."""
         main_pairs(quantity, objective)

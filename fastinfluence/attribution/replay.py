@@ -120,7 +120,9 @@ class Replay(DenseAttribution):
         )
         if isinstance(hops, bool) or hops not in (None, 1, 2):
             raise ParameterError(f"hops must be 1, 2 or None (exact), not {hops!r}")
-        _check_whole(model.trajectory_)
+        self._check_whole(
+            ", or use GradientRollback if its rows were recorded by fit(record='rollback')"
+        )
         self.hops = hops
 
     # ---------------------------------------------------------------- walking back
@@ -205,16 +207,6 @@ class _Block(NamedTuple):
     squares: Adjoint | None  # of Adagrad's sums
     allowed: tuple[Bits, Bits]  # lanes that may live on each user's, each item's row
     influence: Array  # (n, LANES), by visit
-
-
-def _check_whole(trajectory: Trajectory) -> None:
-    missing = {0, trajectory.n_epochs} - set(trajectory.checkpoints)
-    if missing:
-        raise ParameterError(
-            f"Replay goes back through the whole run, but the Trajectory holds no parameters "
-            f"after epoch {min(missing)}: train again, or use GradientRollback if its rows were "
-            "recorded by fit(record='rollback')"
-        )
 
 
 def _start(trajectory: Trajectory, gradients: RowGradients, start: int, hops: int | None) -> _Block:

@@ -122,7 +122,7 @@ class TracIn(DenseAttribution):
         if mode not in MODES:
             raise ParameterError(f"mode={mode!r} is not known: use 'ideal' or 'checkpoints'")
         if mode == "ideal":
-            _check_whole(model.trajectory_)
+            self._check_whole(", or use mode='checkpoints'")
         self.mode = mode
 
     def _blocks(
@@ -297,15 +297,6 @@ class _Followed(NamedTuple):
         queries, users, items, slopes = self.pairs
         pairs = PairWeights(queries[some] - start, users[some], items[some], slopes[some])
         return _Followed(stop - start, pairs, self.targets[some], self.kind)
-
-
-def _check_whole(trajectory: Trajectory) -> None:
-    missing = {0, trajectory.n_epochs} - set(trajectory.checkpoints)
-    if missing:
-        raise ParameterError(
-            f"TracIn(mode='ideal') goes back through the whole run, but the Trajectory holds no "
-            f"parameters after epoch {min(missing)}: train again, or use mode='checkpoints'"
-        )
 
 
 def _followed(quantity: Any, tables: Tables, mean: float) -> _Followed:
