@@ -15,6 +15,8 @@ from fastinfluence.attribution.method import Attribution, check_result
 from fastinfluence.attribution.objectives import as_objective
 from fastinfluence.attribution.quantities import Scores
 from fastinfluence.attribution.ranking import top_of_rows
+from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import memory_budget as budget_of
 from fastinfluence.training.trajectory import training_indices
 
@@ -61,6 +63,25 @@ class DenseAttribution(Attribution):
 
         With it what else is known of each of them, to be passed on to its explanation.
         """
+
+    @property
+    def _log_bytes(self) -> int:
+        """Memory for the log of a walk through training: a quarter of the budget at most."""
+        whole = len(self.data) * self.model.trajectory_.program.log_bytes
+        return min(whole, self._budget // 4)
+
+    def _fitting(self, size: int, beside: int = 0) -> int:
+        """How many blocks of 16 queries of so many bytes fit the budget beside something else."""
+        left = self._budget - beside
+        if size > left:
+            raise ParameterError(
+                f"{LANES} queries take {size / 2**20:,.0f} MiB"
+                + (" beside the log of the steps" if beside else "")
+                + f", more than the memory budget of {self._budget / 2**20:,.0f} MiB"
+                + (" leaves" if beside else "")
+                + ": give a larger memory_budget"
+            )
+        return int(left // size)
 
     def explain(
         self,

@@ -233,14 +233,7 @@ class Hydra(DenseAttribution):
         program, (n_rows, d) = self.model.trajectory_.program, self._shape
         # Twice the influence: once more while it is turned round.
         size = LANES * program.dtype.itemsize * (n_rows * d + 2 * len(self.data))
-        left = self._budget - min(len(self.data) * program.log_bytes, self._budget // 4)
-        if size > left:
-            raise ParameterError(
-                f"{LANES} queries take {size / 2**20:,.0f} MiB beside the log of the steps, more "
-                f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
-                "memory_budget"
-            )
-        return int(left // size)
+        return self._fitting(size, self._log_bytes)
 
     # ---------------------------------------------------------------- with them, for some examples
 

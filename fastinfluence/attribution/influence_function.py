@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +124,7 @@ class InfluenceFunction(DenseAttribution):
     """
 
     name = "influence-function"
-    units = "effect"
+    units: Literal["effect", "rank"] = "effect"  # compressed, it is a rank
 
     on_negative_curvature: str
     damping_: float
@@ -277,12 +277,7 @@ class InfluenceFunction(DenseAttribution):
         endpoint = self._endpoint
         numbers = _PANELS * endpoint.n_rows * endpoint.d + 4 * len(self.data)
         size = LANES * numbers * endpoint.dtype.itemsize
-        if size > self._budget:
-            raise ParameterError(
-                f"{LANES} queries take {size / 2**20:,.0f} MiB, more than the memory budget of "
-                f"{self._budget / 2**20:,.0f} MiB: give a larger memory_budget"
-            )
-        return int(self._budget // size)
+        return self._fitting(size)
 
     def _warn(self) -> None:
         report = self.report_

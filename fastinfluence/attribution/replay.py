@@ -185,19 +185,7 @@ class Replay(DenseAttribution):
         rows = tables * (data.n_users + data.n_items)
         # Twice the influence: once more while it is brought into the order of the data.
         numbers = rows * (program.recipe.n_factors + 1) + 2 * len(data)
-        return self._fitting(LANES * program.dtype.itemsize * numbers)
-
-    def _fitting(self, size: int) -> int:
-        """How many blocks of so many bytes fit the memory budget beside the log."""
-        log_bytes = len(self.data) * self.model.trajectory_.program.log_bytes
-        log = min(log_bytes, self._budget // 4)
-        if size > self._budget - log:
-            raise ParameterError(
-                f"{LANES} queries take {size / 2**20:,.0f} MiB beside the log of the steps, more "
-                f"than the memory budget of {self._budget / 2**20:,.0f} MiB leaves: give a larger "
-                "memory_budget"
-            )
-        return int((self._budget - log) // size)
+        return self._fitting(LANES * program.dtype.itemsize * numbers, self._log_bytes)
 
 
 class _Block(NamedTuple):

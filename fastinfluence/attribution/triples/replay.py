@@ -79,7 +79,7 @@ class Replay(TripleAttribution, replay.Replay, of=KnowledgeGraphModel):
         program = self.model.trajectory_.program
         tables = 1 + (program.recipe.optimizer != "sgd") + ("adam" in program.recipe.optimizer)
         numbers = tables * program.n_rows * program.recipe.n_factors + 2 * len(self.data)
-        return self._fitting(LANES * program.dtype.itemsize * numbers)
+        return self._fitting(LANES * program.dtype.itemsize * numbers, self._log_bytes)
 
     def _step_back(self, stage: Stage, blocks: list[_Block]) -> None:
         program = self.model.trajectory_.program
