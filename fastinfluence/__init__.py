@@ -12,6 +12,7 @@ if not _os.path.isdir(_os.path.join(_here, "kernels")):
 from fastinfluence import errors, evaluation, functional  # noqa: E402
 from fastinfluence.attribution import (  # noqa: E402
     CurvatureRollback,
+    DropoutInfluence,
     Explanations,
     ForwardInfluence,
     GradientRollback,
@@ -42,6 +43,7 @@ __all__ = [
     "ComplEx",
     "CurvatureRollback",
     "DistMult",
+    "DropoutInfluence",
     "Explanations",
     "FastInfluenceError",
     "ForwardInfluence",

@@ -10,6 +10,7 @@ from fastinfluence.attribution.counterfactuals import (
     counterfactual,
 )
 from fastinfluence.attribution.curvature_rollback import CurvatureRollback
+from fastinfluence.attribution.dropout_influence import DropoutInfluence
 from fastinfluence.attribution.explanations import Explanations
 from fastinfluence.attribution.forward_influence import ForwardInfluence
 from fastinfluence.attribution.gradient_rollback import GradientRollback
@@ -26,6 +27,7 @@ from fastinfluence.attribution.turn_over_dropout import TurnOverDropout
 __all__ = [
     "Counterfactual",
     "CurvatureRollback",
+    "DropoutInfluence",
     "ExplanationSet",
     "Explanations",
     "ForwardInfluence",
