@@ -59,7 +59,7 @@ class ForwardInfluence(DenseAttribution):
         All processors by default; it never changes a result.
     device : {"auto", "cpu"}, default "auto"
     memory_budget : int, optional
-        Bytes; a quarter of RAM by default.
+        Bytes; a quarter of RAM by default. What `influence` returns has to fit.
     show_progress : bool, optional
         None shows a progress bar at a terminal.
 

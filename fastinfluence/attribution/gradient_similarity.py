@@ -115,12 +115,16 @@ class GradientSimilarity(DenseAttribution):
     def _blocks(
         self, quantity: Any, show_progress: bool | None
     ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
+        endpoint = self._endpoint
+        # The panel, and of every example its slopes, its credit and its influence.
+        numbers = endpoint.n_rows * endpoint.d + 3 * endpoint.n
+        self._fitting(LANES * numbers * endpoint.dtype.itemsize)
         show = self._show_progress if show_progress is None else show_progress
         starts = range(0, len(quantity), LANES)
         for start in progress(starts, description=self.name, show=show, unit="block"):
             lanes = min(LANES, len(quantity) - start)
-            panel = self._endpoint.panel(quantity, start)
-            found = np.ascontiguousarray(self._endpoint.credit(panel)[:, :lanes].T)
+            panel = endpoint.panel(quantity, start)
+            found = np.ascontiguousarray(endpoint.credit(panel)[:, :lanes].T)
             if self.measure == "cosine":
                 squares = np.einsum("rdq,rdq->q", panel, panel, dtype=np.float64)
                 found = _normalised(found, self._norms, np.sqrt(squares[:lanes, None]))

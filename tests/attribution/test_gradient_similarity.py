@@ -150,6 +150,8 @@ def test_bad_input():
     model = fit(ratings())
     with pytest.raises(ParameterError, match="measure='angle' is not known: use 'dot' or"):
         GradientSimilarity(model, measure="angle")
+    with pytest.raises(ParameterError, match="16 queries take .* MiB, more than the memory budget"):
+        GradientSimilarity(model, memory_budget=2**14).influence(QUERIES)
     with pytest.raises(NotFittedError):
         GradientSimilarity(MatrixFactorization())
     with pytest.raises(DataError, match="train_index"):
