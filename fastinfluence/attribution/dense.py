@@ -67,7 +67,7 @@ class DenseAttribution(Attribution):
     @property
     def _log_bytes(self) -> int:
         """Memory for the log of a walk through training: a quarter of the budget at most."""
-        whole = len(self.data) * self.model.trajectory_.program.log_bytes
+        whole: int = len(self.data) * self.model.trajectory_.program.log_bytes
         return min(whole, self._budget // 4)
 
     def _fitting(self, size: int, beside: int = 0) -> int:
