@@ -21,6 +21,7 @@ from fastinfluence.attribution.solve import BlockJacobi, SolveReport, smallest_e
 from fastinfluence.errors import ConvergenceWarning, DataError, NegativeCurvature, ParameterError
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import aligned_zeros
+from fastinfluence.models.base import Model
 from fastinfluence.progress import progress
 from fastinfluence.training.trajectory import training_indices
 
@@ -138,6 +139,12 @@ class InfluenceFunction(DenseAttribution):
         """Make a `PairInfluence` where only a pair's own rows are asked about."""
         if scope == "pair":
             from fastinfluence.attribution.pair_influence import PairInfluence
+
+            if isinstance(model, Model) and not isinstance(model, PairInfluence.explains):
+                raise ParameterError(
+                    "scope='pair' is of a user and an item: for a model of triples use "
+                    "scope='global'"
+                )
 
             return PairInfluence(model, **options)  # type: ignore[arg-type]  # it checks
         return super().__new__(cls, model, **options)
