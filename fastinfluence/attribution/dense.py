@@ -181,8 +181,10 @@ class DenseAttribution(Attribution):
         examples = np.arange(n)
         if train_index is not None:
             examples = training_indices(train_index, n, "train_index")
-        quantity = self._own(examples)
         result = np.empty(len(examples), self.model.trajectory_.program.dtype)
+        if len(examples) == 0:
+            return result
+        quantity = self._own(examples)
         for start, found, _ in self._blocks(quantity, None):
             own = examples[start : start + len(found)]
             result[start : start + len(found)] = found[np.arange(len(found)), own]

@@ -30,12 +30,15 @@ class InfluenceFactors:
         of the table.
     report : SolveReport
         How well each was solved.
+    method : str
+        The method that solved.
     model : int
         `Trajectory.fingerprint` of the model they belong to.
     """
 
     vectors: Array
     report: SolveReport
+    method: str
     model: int
 
     def __len__(self) -> int:
@@ -55,6 +58,7 @@ class InfluenceFactors:
         """
         report = self.report
         meta = {
+            "method": self.method,
             "model": self.model,
             "hessian": report.hessian,
             "damping": report.damping,
@@ -77,4 +81,5 @@ class InfluenceFactors:
         parts: dict[str, Any] = {name: run.meta[name] for name in SolveReport.SCALARS}
         parts |= {name: np.array(run.arrays[f"report/{name}"]) for name in SolveReport.COLUMNS}
         report = SolveReport(**parts)
-        return cls(vectors=run.arrays["vectors"], report=report, model=run.meta["model"])
+        of = {name: run.meta[name] for name in ("method", "model")}
+        return cls(vectors=run.arrays["vectors"], report=report, **of)

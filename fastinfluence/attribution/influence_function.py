@@ -339,7 +339,10 @@ class InfluenceFunction(DenseAttribution):
             m = len(report)
             vectors[start : start + m] = x[:, :, :m].transpose(2, 0, 1)
         return InfluenceFactors(
-            vectors=vectors, report=self.report_, model=self.model.trajectory_.fingerprint()
+            vectors=vectors,
+            report=self.report_,
+            method=self.name,
+            model=self.model.trajectory_.fingerprint(),
         )
 
     def influence_from_factors(self, factors: InfluenceFactors, train_index: Any = None) -> Array:
@@ -354,10 +357,12 @@ class InfluenceFunction(DenseAttribution):
         Raises
         ------
         DataError
-            The factors of another model, or an index outside the data.
+            The factors of another model or method, or an index outside the data.
         """
         if factors.model != self.model.trajectory_.fingerprint():
             raise DataError("these factors were solved for another model")
+        if factors.method != self.name:
+            raise DataError(f"these are factors of {factors.method!r}, not of {self.name!r}")
         n = len(self.data)
         some: Any = slice(None)
         if train_index is not None:
