@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from comparison import Rival, timed
-from peers_tracin import extrapolated
 from torch_influence import CHUNK, LISSA_BATCH, GaussNewton
 
 import fastinfluence as fi
 
-GRADIENT_BYTES = 2**28  # of the ratings' gradients, dense, that pyDVL and dattri make at a time
+# Of the ratings' gradients, dense, that pyDVL and dattri make at a time: more is slower.
+GRADIENT_BYTES = 2**25
+MEMORY = 2**30  # bytes that libraries take, see `comparison.claim_memory`
 LISSA_ITERATIONS = 5_000  # as Koh & Liang
 LISSA_SCALE = 3.0  # of the largest eigenvalue, as those of batches are larger than that of all
 
@@ -119,26 +120,27 @@ class _Work:
         """Ratings whose gradients are made at a time: each is as large as all parameters."""
         return min(self.n_train, max(2, GRADIENT_BYTES // (4 * len(self.problem.parameters))))
 
-    def label(self, n_timed: int, n_iterations: int) -> str:
+    @property
+    def label(self) -> str:
         """What of the whole is timed."""
-        parts = [f"{n_timed:,} of {n_iterations:,} iterations", f"1 of {self.n_queries} queries"]
-        if len(self.sample) < self.n_train:
-            parts.append(f"{len(self.sample):,} of {self.n_train:,} ratings")
-        return ", ".join(parts)
+        label = f"{self.n_timed} of {self.n_iterations} iterations, 1 of {self.n_queries} queries"
+        if len(self.sample) == self.n_train:
+            return label
+        return f"{label}, {len(self.sample):,} of {self.n_train:,} ratings"
 
-    def iterations(self, function: Callable[[], Any], *, also: int = 0) -> Rival:
+    def iterations(self, function: Callable[[], Any]) -> Rival:
         """Seconds of all iterations of all queries, from the few that the function does.
 
-        It makes as many products with the Hessian of the sample, and `also` further ones.
+        Those make one product more with the Hessian of the sample, for the first residual: pyDVL
+        and dattri start from the right-hand side.
         """
-        share = (self.n_timed + also) / (self.n_iterations + also)
-        return timed(function, share=share / self.n_queries * len(self.sample) / self.n_train)
+        share = (self.n_timed + 1) / (self.n_iterations + 1)
+        share *= len(self.sample) / self.n_train / self.n_queries
+        return timed(function, share=share, memory=MEMORY)
 
-    def gradients(self, multiply: Callable[[int], Callable[[], Any]]) -> Rival:
-        """Seconds of all ratings' gradients, from those of as many as the function is told."""
-        m = self.n_gradients
-        halves = timed(multiply(m)), timed(multiply(m // 2))
-        return extrapolated(*halves, self.n_train / (m - m // 2))
+    def gradients(self, multiply: Callable[[], Any]) -> Rival:
+        """Seconds of all ratings' gradients, from those of `n_gradients`."""
+        return timed(multiply, share=self.n_gradients / self.n_train, memory=MEMORY)
 
 
 # -------------------------------------------------------------------------- in torch
@@ -178,9 +180,9 @@ def _lissa(work: _Work) -> Peer:
 def _linearized(model: fi.MatrixFactorization) -> Any:
     """A torch module at the model's parameters: pairs (n, 2) to scores and squared norms (n, 2).
 
-    ``p0 . q + (p - p0) . q0`` stands for ``p . q``: the same value and gradient where the
-    parameters are, p0 and q0, and no curvature of its own. The squared norms, of all rows that a
-    rating touches, are for the regularization.
+    ``p . q`` is differentiated as if of two factors one were constant at a time: value and
+    gradient are what they were, and it has no curvature of its own. The squared norms, of all
+    rows that a rating touches, are for the regularization.
     """
     import torch
     from torch import nn
@@ -199,13 +201,10 @@ def _linearized(model: fi.MatrixFactorization) -> Any:
 
         def forward(self, pairs: Any) -> Any:
             users, items = pairs[..., 0], pairs[..., 1]
-            p0, q0 = (
-                nn.functional.embedding(codes, table)
-                for codes, table in ((users, tables[0]), (items, tables[1]))
-            )
             p, q = self.users(users), self.items(items)
             b_u, b_i = self.user_biases(users), self.item_biases(items)
-            scores = mean + (b_u + b_i).sum(-1) + (p0 * q + (p - p0) * q0).sum(-1)
+            products = p * q.detach() + (q - q.detach()) * p.detach()
+            scores = mean + (b_u + b_i).sum(-1) + products.sum(-1)
             norms = sum((row * row).sum(-1) for row in (p, q, b_u, b_i))
             return torch.stack([scores, norms], -1)
 
@@ -266,17 +265,13 @@ def _pydvl(work: _Work) -> Peer:
 
     few = cg(work.n_timed)
     factors = few.influence_factors(asked, targets)
-    own_pairs, own_values = _examples(work, np.arange(work.n_gradients))
+    own = _examples(work, np.arange(work.n_gradients))
+    stacked = factors.repeat(work.n_queries, 1)
 
-    def multiply(n: int) -> Callable[[], Any]:
-        stacked = factors.repeat(work.n_queries, 1)
-        return lambda: few.influences_from_factors(stacked, own_pairs[:n], own_values[:n])
-
-    # One product more, for the first residual, as it starts from the right-hand side.
-    solve = work.iterations(lambda: few.influence_factors(asked, targets), also=1)
-    gradients = work.gradients(multiply)
+    solve = work.iterations(lambda: few.influence_factors(asked, targets))
+    gradients = work.gradients(lambda: few.influences_from_factors(stacked, *own))
     return Peer(
-        work.label(work.n_timed, work.n_iterations),
+        work.label,
         lambda: solve() + gradients(),
         lambda: cg(work.n_iterations).influence_factors(asked, targets)[0] / work.n_train,
     )
@@ -316,18 +311,13 @@ def _dattri(work: _Work) -> Peer:
 
     few = cg(work.n_timed)
     right = few.generate_test_rep(0, (_query(work)[None],))
-    own = _examples(work, np.arange(work.n_gradients))
+    own = tuple(array[None] for array in _examples(work, np.arange(work.n_gradients)))
+    stacked = right.repeat(work.n_queries, 1)
 
-    def multiply(n: int) -> Callable[[], Any]:
-        stacked = right.repeat(work.n_queries, 1)
-        batch = tuple(array[None, :n] for array in own)
-        return lambda: few.generate_train_rep(0, batch) @ stacked.T
-
-    # One product more, for the first residual, as it starts from the right-hand side.
-    solve = work.iterations(lambda: few.transform_test_rep(0, right), also=1)
-    gradients = work.gradients(multiply)
+    solve = work.iterations(lambda: few.transform_test_rep(0, right))
+    gradients = work.gradients(lambda: few.generate_train_rep(0, own) @ stacked.T)
     return Peer(
-        work.label(work.n_timed, work.n_iterations),
+        work.label,
         lambda: solve() + gradients(),
         lambda: cg(work.n_iterations).transform_test_rep(0, right)[0] / work.n_train,
     )

@@ -77,8 +77,8 @@ REASONS = {
     "influence functions, iterations": "The preconditioner knows a row's own block, not how rows "
     "hang together: what is left takes more iterations the less the damping is.",
     "influence functions, 32": "One right-hand side takes a pass over the data for 16, as 16 do.",
-    "influence functions, a query": "Beyond what the same iterations cost in plain torch it "
-    "is what the libraries add: above all gradients of all ratings as long as all parameters.",
+    "influence functions, a query": "The row of conjugate gradients in plain torch shows "
+    "what the same iterations cost without a library.",
     "influence functions, pairs": "End to end includes looking up raw ids and selecting; pairs "
     "trained on have a system of their own each, and there is nothing to share.",
     "extra memory": "The log of an epoch, the matrices or adjoints of all rows, and the result.",

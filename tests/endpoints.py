@@ -70,3 +70,16 @@ class Matrix:
     def blocks(self):
         rows = np.arange(self.n_rows)
         return self.matrix.reshape(self.n_rows, self.d, self.n_rows, self.d)[rows, :, rows]
+
+
+def gradients_by_differences(quantity, endpoint, mean, distance=1e-5):
+    """d phi / d rows (n_queries, n_rows, d) of a bound objective, at the rows of an endpoint."""
+    found = np.zeros((len(quantity), *endpoint.rows.shape))
+    for place in np.ndindex(endpoint.rows.shape):
+        ends = []
+        for step in (distance, -distance):
+            rows = endpoint.rows.astype(float)
+            rows[place] += step
+            ends.append(quantity.values(tables_of(endpoint, rows), mean))
+        found[:, *place] = (ends[0] - ends[1]) / (2 * distance)
+    return found
