@@ -7,7 +7,7 @@ the number of threads. The preconditioner is block-Jacobi, a Cholesky factor for
 
 import numpy as np
 
-from .adjoints import add_lanes, set_lanes
+from .adjoints import add_lanes, dot_lanes, set_lanes
 from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .simd import dot
@@ -30,12 +30,13 @@ def _products(left, right, scratch, out):
 
 
 @inner_kernel
-def _solve(factor, divisors, vector):
+def _solve(factor, divisors, vector, scratch):
     """Solve ``L L' z = vector`` in place of the vector (d, LANES); divisors are 1 / diag L."""
     d = vector.shape[0]
     for f in range(d):
-        for g in range(f):
-            add_lanes(vector[f], vector[g], -factor[f, g])
+        if f > 0:  # into the scratch: adding to the vector itself would wait for every store
+            dot_lanes(factor[f, :f], vector[:f], scratch)
+            add_lanes(vector[f], scratch, divisors.dtype.type(-1))
         set_lanes(vector[f], vector[f], divisors[f])
     for f in range(d - 1, -1, -1):
         set_lanes(vector[f], vector[f], divisors[f])
@@ -44,11 +45,11 @@ def _solve(factor, divisors, vector):
 
 
 @inner_kernel
-def _precondition(factors, divisors, row, residual, target):
+def _precondition(factors, divisors, row, residual, target, scratch):
     for f in range(target.shape[0]):
         set_lanes(target[f], residual[f], target.dtype.type(1))
     if factors is not None:
-        _solve(factors[row], divisors[row], target)
+        _solve(factors[row], divisors[row], target, scratch)
 
 
 @kernel
@@ -90,8 +91,9 @@ def precondition_rows(factors, divisors, residual, start, stop, out):
     residual, out : (n_rows, d, LANES)
     start, stop : int
     """
+    scratch = np.empty(LANES, residual.dtype)
     for row in range(start, stop):
-        _precondition(factors, divisors, row, residual[row], out[row])
+        _precondition(factors, divisors, row, residual[row], out[row], scratch)
 
 
 @kernel
@@ -148,7 +150,7 @@ def advance(
             for q in range(LANES):
                 x[row, f, q] += steps[q] * direction[row, f, q]
                 residual[row, f, q] -= steps[q] * image[row, f, q]
-        _precondition(factors, divisors, row, residual[row], target[row])
+        _precondition(factors, divisors, row, residual[row], target[row], scratch)
         _products(residual[row], residual[row], scratch, squares[row])
         _products(residual[row], target[row], scratch, products[row])
 
