@@ -185,8 +185,8 @@ def check_result(n_queries: int, needed: int, budget: int, *, dense: bool = Fals
     """Raise ParameterError unless a matrix of influences of `needed` bytes fits the budget."""
     if needed > budget:
         raise ParameterError(
-            f"the influence of {n_queries:,} queries takes {needed / 2**30:.1f} GiB, more "
-            f"than the budget of {budget / 2**30:.1f} GiB: ask for fewer queries"
+            f"the influence of {n_queries:,} queries takes {needed / 2**20:,.1f} MiB, more "
+            f"than the memory budget of {budget / 2**20:,.1f} MiB: ask for fewer queries"
             + (", dense=False," if dense else "")
             + " or use explain, which keeps only the k most influential"
         )
