@@ -18,6 +18,11 @@ memory-mapped ones too, wherever they are only read) or anything with ``__array_
 from __future__ import annotations
 
 from fastinfluence.attribution.rows import RowStore
+from fastinfluence.functional.influence import (
+    SolvedInfluences,
+    influence_mf,
+    influence_rows_mf,
+)
 from fastinfluence.functional.reading import Influences, explain_mf, pack_mf
 from fastinfluence.functional.training import new_rows, rollback_mf, sgd_mf
 from fastinfluence.kernels.structures import Record
@@ -26,7 +31,10 @@ __all__ = [
     "Influences",
     "Record",
     "RowStore",
+    "SolvedInfluences",
     "explain_mf",
+    "influence_mf",
+    "influence_rows_mf",
     "new_rows",
     "pack_mf",
     "rollback_mf",
