@@ -227,6 +227,7 @@ def test_at_other_parameters(loss):
 @each_loss
 def test_other_weights(loss):
     endpoint = endpoint_of(loss)
+    endpoint.blocks()  # with its own weights, which no other may take over
     ones = endpoint.reweighted(np.ones(endpoint.n))
     weights, panel = weights_of(endpoint.n, 7), panel_of(endpoint)
     other = endpoint.reweighted(weights)
