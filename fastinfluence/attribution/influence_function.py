@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from numbers import Integral, Real
@@ -12,13 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence import dispatch
 from fastinfluence.attribution.dense import DenseAttribution
 from fastinfluence.attribution.influence_factors import InfluenceFactors
+from fastinfluence.attribution.lanczos import smallest_eigenvalue
 from fastinfluence.attribution.method import check_result
 from fastinfluence.attribution.objectives import as_objective
-from fastinfluence.attribution.solve import BlockJacobi, SolveReport, smallest_eigenvalue, solve
-from fastinfluence.errors import ConvergenceWarning, DataError, NegativeCurvature, ParameterError
+from fastinfluence.attribution.solve import (
+    BlockJacobi,
+    SolveReport,
+    block_bytes,
+    solve,
+    solve_queries,
+    warn_of_unsolved,
+)
+from fastinfluence.errors import DataError, NegativeCurvature, ParameterError
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import aligned_zeros
 from fastinfluence.models.base import Model
@@ -37,7 +42,6 @@ POLICIES = ("raise", "lift", "gauss-newton")
 
 _LEAST_WORK = 2**22  # numbers that a product with the Hessian reads for each side of the data
 _LIFT = 1.1  # times the most negative eigenvalue that was seen
-_PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
 
 
 class InfluenceFunction(DenseAttribution):
@@ -103,8 +107,9 @@ class InfluenceFunction(DenseAttribution):
     Notes
     -----
     An iteration goes through the data once for 16 queries, 8 * n_train * (n_factors + 1)
-    floating-point operations for each. The preconditioner has a Cholesky factor for every row:
-    n_factors^2 numbers a row, and 2 * n_train * n_factors^2 multiplications once.
+    floating-point operations for each. There is a Cholesky factor for every row: n_factors^2
+    numbers a row, and 2 * n_train * n_factors^2 multiplications once. With those of the users they
+    are eliminated, as the Hessian joins no two of them; those of the items precondition.
 
     References
     ----------
@@ -230,79 +235,45 @@ class InfluenceFunction(DenseAttribution):
         else:
             self.hessian_ = "gauss-newton"
 
-    def _solve(
-        self, endpoint: Any, right: Array, n_threads: int, start: Array | None = None
-    ) -> tuple[Array, SolveReport]:
-        return solve(
-            endpoint,
-            right,
-            damping=self.damping_,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_iterations=self.max_iterations,
-            full=self.hessian_ == "full",
-            preconditioner=self._preconditioner,
-            start=start,
-            n_threads=n_threads,
-        )
+    @property
+    def _options_of_solves(self) -> dict[str, Any]:
+        return {
+            "damping": self.damping_,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "max_iterations": self.max_iterations,
+            "full": self.hessian_ == "full",
+        }
 
     def _solved(
         self, quantity: Any, show_progress: bool | None
     ) -> Iterator[tuple[int, Array, SolveReport]]:
-        """Yield (start, x (n_rows, d, LANES), report of m queries) for every 16 queries.
-
-        Where there are several blocks of them, each is one thread's: nothing has to wait.
-        """
+        """Yield (start, x (n_rows, d, LANES), report of m queries) for every 16 queries."""
         self._see_to_curvature()
-        starts = range(0, len(quantity), LANES)
-        n_threads = min(self._n_threads, len(starts), self._at_once())
-        self._preconditioner  # noqa: B018  (made once, before threads ask for it)
-        free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(n_threads):
-            free.put(self._endpoint if n_threads == 1 else self._endpoint.twin())
-        within = self._within if n_threads == 1 else 1
-
-        def block(start: int) -> tuple[int, Array, SolveReport]:
-            endpoint = free.get()
-            try:
-                x, report = self._solve(endpoint, self._endpoint.panel(quantity, start), within)
-                return start, x, report.first(len(quantity) - start)
-            finally:
-                free.put(endpoint)
-
+        blocks = solve_queries(
+            self._endpoint,
+            quantity,
+            self._preconditioner,
+            at_once=min(self._n_threads, self._at_once()),
+            n_threads=self._within,
+            **self._options_of_solves,
+        )
         show = self._show_progress if show_progress is None else show_progress
         reports = []
-        blocks = dispatch.in_order(block, starts, n_threads)
         for found in progress(blocks, description=self.name, show=show, unit="block"):
             reports.append(found[-1])
             yield found
+        self._conclude(reports)
+
+    def _conclude(self, reports: list[SolveReport]) -> None:
+        """Keep the report of all, and say once where it is bad."""
         self.report_ = SolveReport.joined(reports)
-        self._warn()
+        float64 = "train in dtype='float64'" if self._endpoint.dtype == np.float32 else ""
+        warn_of_unsolved(self.report_, self.rtol, self.max_iterations, float64, stacklevel=5)
 
     def _at_once(self) -> int:
         """Blocks of 16 queries that fit the memory budget side by side."""
-        endpoint = self._endpoint
-        numbers = _PANELS * endpoint.n_rows * endpoint.d + 4 * len(self.data)
-        size = LANES * numbers * endpoint.dtype.itemsize
-        return self._fitting(size)
-
-    def _warn(self) -> None:
-        report = self.report_
-        unsolved = int(np.count_nonzero(~report.converged))
-        if unsolved:
-            warnings.warn(
-                f"{unsolved:,} of {len(report):,} queries were not solved to rtol={self.rtol:g} "
-                f"within {self.max_iterations} iterations (largest residual "
-                f"{report.residual.max():.2g}); their influence is rough. Raise max_iterations, "
-                f"damping (now {self.damping_:.4g}) or rtol"
-                + (
-                    ", or train in dtype='float64': rounding hides smaller residuals"
-                    if self._endpoint.dtype == np.float32
-                    else ""
-                ),
-                ConvergenceWarning,
-                stacklevel=4,
-            )
+        return self._fitting(block_bytes(self._endpoint))
 
     # ---------------------------------------------------------------- influence
 
@@ -421,12 +392,19 @@ class InfluenceFunction(DenseAttribution):
                 left = weights.copy()
                 left[group] = 0
                 endpoint = self._endpoint.reweighted(left)
-                without, found = self._solve(endpoint, right, self._within, start=x)
+                blocks = BlockJacobi(endpoint, self.damping_, n_threads=self._within)
+                without, found = solve(
+                    endpoint,
+                    right,
+                    preconditioner=blocks,
+                    start=x,
+                    n_threads=self._within,
+                    **self._options_of_solves,
+                )
                 reports.append(found.first(m))
                 credit = self._endpoint.credit(without)[group, :m]
                 result[start : start + m, number] = credit.sum(axis=0, dtype=np.float64)
-        self.report_ = SolveReport.joined(reports)
-        self._warn()
+        self._conclude(reports)
         return result
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,16 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.errors import NegativeCurvature
+from fastinfluence.attribution.lanczos import Ritz
+from fastinfluence.errors import ConvergenceWarning, NegativeCurvature
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import aligned_zeros
 
-__all__ = ["BlockJacobi", "SolveReport", "smallest_eigenvalue", "solve"]
+__all__ = [
+    "BlockJacobi",
+    "SolveReport",
+    "block_bytes",
+    "solve",
+    "solve_queries",
+    "warn_of_unsolved",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-_RITZ_EVERY = 10  # steps of Lanczos' method
+_PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
 _STALLED = 0.5  # a restart that leaves more than this of the residual has met the rounding
 
 
@@ -37,9 +48,9 @@ class SolveReport:
         ``|b - (H + damping I) x| / |b|``, computed from x itself behind the last iteration; 0
         where b is 0.
     smallest_ritz : (m,) float64
-        Smallest Ritz value: about the smallest eigenvalue of the preconditioned matrix that the
-        right-hand side has a part in. Small values are slow directions, 1 is as good as solved.
-        NaN where nothing was iterated.
+        Smallest Ritz value: about the smallest eigenvalue, of those that the right-hand side has
+        a part in, of the matrix that was iterated on (preconditioned, users eliminated). Small
+        values are slow directions, 1 is as good as solved. NaN where nothing was iterated.
     hessian : str
         "gauss-newton" or "full".
     damping : float
@@ -102,6 +113,7 @@ class BlockJacobi:
     """
 
     def __init__(self, endpoint: Any, damping: float, *, n_threads: int = 1) -> None:
+        self.identity = getattr(endpoint, "identity", None), damping
         self.factors: Array = endpoint.blocks()
         diagonal = np.arange(endpoint.d)
         self.factors[:, diagonal, diagonal] += endpoint.dtype.type(damping)
@@ -121,6 +133,11 @@ class BlockJacobi:
                 f"curves the loss, and the damping is {damping:g}. Give damping > 0, or train "
                 "with regularization > 0"
             )
+
+    def solves_users_of(self, endpoint: Any, damping: float) -> bool:
+        """Whether the factors are exactly those of the rows that H does not join."""
+        identity = getattr(endpoint, "identity", None)
+        return identity is not None and self.identity == (identity, damping)
 
 
 def solve(
@@ -154,6 +171,7 @@ def solve(
     full : bool, default False
         The Hessian itself; otherwise its Gauss-Newton matrix.
     preconditioner : BlockJacobi, optional
+        Where it was made of this endpoint and damping, the rows of users are eliminated with it.
     start : (n_rows, d, LANES), optional
         First x; 0 by default.
     n_threads : int, default 1
@@ -174,33 +192,33 @@ def solve(
     Hestenes & Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
     """
     begin = time.perf_counter()
-    system = _System(endpoint, damping, full, preconditioner, n_threads)
-    x = aligned_zeros(right.shape, endpoint.dtype)
-    residual = aligned_zeros(right.shape, endpoint.dtype)
+    kind: type[_System] = _System
+    if preconditioner is not None and preconditioner.solves_users_of(endpoint, damping):
+        kind = _ReducedSystem
+    system = kind(endpoint, damping, full, preconditioner, n_threads)
+    x, residual = system.panel(), system.panel()
     residual[...] = right
     squares = system.squares(right)
-    goals = np.maximum(rtol * np.sqrt(squares), atol)
+    sizes = np.sqrt(squares)
+    goals = np.maximum(rtol * sizes, atol)
     iterations = np.zeros(LANES, np.int64)
-    lanczos = _Lanczos()
+    lanczos = Ritz()
     if start is not None:
         x[...] = start
         squares = system.residual_of(x, right, residual)
-    norms = np.sqrt(squares)
-    before = np.full(LANES, np.inf)
+    norms, before = np.sqrt(squares), np.full(LANES, np.inf)
     while True:
         waiting = (norms > goals) & (iterations < max_iterations) & (norms < _STALLED * before)
         if not waiting.any():
             break
         before = norms
-        steps = system.iterate(x, residual, waiting, goals, max_iterations - iterations, lanczos)
-        iterations += steps
+        most = max_iterations - iterations
+        iterations += system.iterate(x, residual, waiting, goals, most, lanczos)
         norms = np.sqrt(system.residual_of(x, right, residual))
-    sizes = np.sqrt(system.squares(right))
-    relative = np.divide(norms, sizes, out=np.zeros(LANES), where=sizes > 0)
     report = SolveReport(
         converged=norms <= goals,
         iterations=iterations,
-        residual=relative,
+        residual=np.divide(norms, sizes, out=np.zeros(LANES), where=sizes > 0),
         smallest_ritz=lanczos.smallest(),
         hessian="full" if full else "gauss-newton",
         damping=damping,
@@ -209,8 +227,99 @@ def solve(
     return x, report
 
 
+def solve_queries(
+    endpoint: Any,
+    quantity: Any,
+    preconditioner: BlockJacobi,
+    *,
+    at_once: int,
+    n_threads: int,
+    **options: Any,
+) -> Iterator[tuple[int, Array, SolveReport]]:
+    """Solve for the gradients of queries, 16 at a time; once where there are none.
+
+    Where there are several blocks of 16, each is one thread's: nothing has to wait.
+
+    Parameters
+    ----------
+    endpoint : Endpoint or GraphEndpoint
+    quantity : Quantity
+    preconditioner : BlockJacobi
+    at_once : int
+        Blocks that may be worked on side by side.
+    n_threads : int
+        Threads of a block where it is the only one.
+    **options
+        Of `solve`.
+
+    Yields
+    ------
+    start : int
+        First query of the block.
+    x : (n_rows, d, LANES)
+    report : SolveReport
+        Of the queries that there are.
+    """
+    starts = range(0, max(1, len(quantity)), LANES)
+    at_once = max(1, min(at_once, len(starts)))
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(at_once):
+        free.put(endpoint if at_once == 1 else endpoint.twin())
+    within = n_threads if at_once == 1 else 1
+
+    def block(start: int) -> tuple[int, Array, SolveReport]:
+        right, own = endpoint.panel(quantity, start), free.get()
+        try:
+            x, report = solve(
+                own, right, preconditioner=preconditioner, n_threads=within, **options
+            )
+        finally:
+            free.put(own)
+        return start, x, report.first(len(quantity) - start)
+
+    return dispatch.in_order(block, starts, at_once)
+
+
+def block_bytes(endpoint: Any) -> int:
+    """Memory that 16 queries take while they are solved, and their influence on all examples."""
+    numbers = _PANELS * endpoint.n_rows * endpoint.d + 2 * endpoint.n
+    size: int = LANES * endpoint.dtype.itemsize * numbers + getattr(endpoint, "scratch_bytes", 0)
+    return size
+
+
+def warn_of_unsolved(
+    report: SolveReport, rtol: float, max_iterations: int, float64: str, *, stacklevel: int
+) -> None:
+    """Give a ConvergenceWarning where queries were not solved.
+
+    Parameters
+    ----------
+    report : SolveReport
+    rtol : float
+    max_iterations : int
+    float64 : str
+        How to have float64 numbers, where these are not: rounding may be the reason.
+    stacklevel : int
+        As for `warnings.warn`, seen from the caller.
+    """
+    unsolved = int(np.count_nonzero(~report.converged))
+    if not unsolved:
+        return
+    hint = f", or {float64}: rounding hides smaller residuals" if float64 else ""
+    warnings.warn(
+        f"{unsolved:,} of {len(report):,} queries were not solved to rtol={rtol:g} within "
+        f"{max_iterations} iterations (largest residual {report.residual.max():.2g}); their "
+        f"influence is rough. Raise max_iterations, damping (now {report.damping:.4g}) or "
+        f"rtol{hint}",
+        ConvergenceWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
 class _System:
     """A damped matrix with its preconditioner, and the passes over rows of an iteration."""
+
+    first = 0  # of the rows that are iterated on
 
     def __init__(
         self,
@@ -225,40 +334,62 @@ class _System:
         self.kernels = dispatch.kernels("conjugate_gradients")
         self.factors = None if preconditioner is None else preconditioner.factors
         self.divisors = None if preconditioner is None else preconditioner.divisors
-        self._parts = dispatch.even_parts(np.ones(endpoint.n_rows), n_threads)
-        self._products = np.empty((2, endpoint.n_rows, LANES))
+        self._products = np.zeros((2, endpoint.n_rows, LANES))
 
-    def _panel(self) -> Array:
+    def panel(self) -> Array:
+        """Zeros (n_rows, d, LANES)."""
         return aligned_zeros((self.endpoint.n_rows, self.endpoint.d, LANES), self.endpoint.dtype)
 
-    def _by_row(self, function: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
-        """Call ``function(*before, start, stop, *after)`` for all rows."""
+    def _by_row(
+        self,
+        function: Any,
+        before: tuple[Any, ...],
+        after: tuple[Any, ...],
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        """Call ``function(*before, start, stop, *after)`` for the rows iterated on, or others."""
+        first, stop = rows or (self.first, self.endpoint.n_rows)
 
         def part(start: int, stop: int) -> None:
-            function(*before, start, stop, *after)
+            function(*before, first + start, first + stop, *after)
 
-        dispatch.run_parts(part, self._parts, self.n_threads)
+        parts = dispatch.even_parts(np.ones(stop - first), self.n_threads)
+        dispatch.run_parts(part, parts, self.n_threads)
 
     def squares(self, panel: Array) -> Floats:
-        """Squared norms (LANES,)."""
+        """Squared norms (LANES,), of all rows."""
         found = self._products[0]
-        self._by_row(self.kernels.inner_products, (panel, panel), (found,))
+        everywhere = 0, self.endpoint.n_rows
+        self._by_row(self.kernels.inner_products, (panel, panel), (found,), everywhere)
         total: Floats = found.sum(axis=0)
         return total
 
     def image(self, panel: Array, out: Array) -> Floats:
         """Write ``(H + damping I) panel`` to `out`; the inner products (LANES,) of both."""
+        self._product(panel, out)
+        return self._damped(panel, out)
+
+    def _product(self, panel: Array, out: Array) -> None:
         self.endpoint.product(panel, out, full=self.full)
+
+    def _damped(self, panel: Array, out: Array) -> Floats:
         found = self._products[0]
         self._by_row(self.kernels.damp, (self.damping, panel), (out, found))
-        total: Floats = found.sum(axis=0)
+        total: Floats = found[self.first :].sum(axis=0)
         return total
 
     def residual_of(self, x: Array, right: Array, residual: Array) -> Floats:
         """Write ``b - (H + damping I) x`` to `residual`; its squared norms (LANES,)."""
-        self.image(x, residual)
+        _System._product(self, x, residual)
+        self.kernels.damp(self.damping, x, 0, self.endpoint.n_rows, residual, self._products[0])
         np.subtract(right, residual, out=residual)
         return self.squares(residual)
+
+    def settle(self, x: Array, residual: Array, waiting: npt.NDArray[np.bool_]) -> None:
+        """Solve what can be solved at once, for the lanes in `waiting`."""
+
+    def move(self, steps: Array, direction: Array, x: Array) -> None:
+        """Take along what follows from a step in the rows that are iterated on."""
 
     def iterate(
         self,
@@ -267,18 +398,18 @@ class _System:
         waiting: npt.NDArray[np.bool_],
         goals: Floats,
         most: npt.NDArray[np.int64],
-        lanczos: _Lanczos,
+        lanczos: Ritz,
     ) -> npt.NDArray[np.int64]:
         """Iterate the lanes in `waiting` until none is; how often each took part."""
-        dtype = self.endpoint.dtype
-        target, image, direction = self._panel(), self._panel(), self._panel()
-        found = self._products
+        dtype, found = self.endpoint.dtype, self._products
+        target, image, direction = self.panel(), self.panel(), self.panel()
+        self.settle(x, residual, waiting)
         of_rows = (self.factors, self.divisors, residual)
         self._by_row(self.kernels.precondition_rows, of_rows, (target,))
         direction[...] = target
         self._by_row(self.kernels.inner_products, (residual, target), (found[1],))
-        products = found[1].sum(axis=0)
-        waiting, done = waiting.copy(), np.zeros(LANES, np.int64)
+        products = found[1, self.first :].sum(axis=0)
+        waiting, done = waiting & (products > 0), np.zeros(LANES, np.int64)
         keeps = np.zeros(LANES)
         while waiting.any():
             curvatures = self.image(direction, image)
@@ -286,12 +417,14 @@ class _System:
             waiting &= curvatures > 0  # p is 0 to rounding: nothing is left to do
             steps = np.divide(products, curvatures, out=np.zeros(LANES), where=waiting)
             done += waiting
+            rounded = steps.astype(dtype)
             self._by_row(
                 self.kernels.advance,
-                (self.factors, self.divisors, steps.astype(dtype), direction, image),
+                (self.factors, self.divisors, rounded, direction, image),
                 (x, residual, target, found[0], found[1]),
             )
-            squares, after = found.sum(axis=1)
+            self.move(rounded, direction, x)
+            squares, after = found[:, self.first :].sum(axis=1)
             lanczos.add(waiting, steps, keeps)
             keeps = np.divide(after, products, out=np.zeros(LANES), where=waiting & (products > 0))
             waiting &= (np.sqrt(squares) > goals) & (done < most) & (after > 0)
@@ -310,6 +443,43 @@ class _System:
             raise NegativeCurvature(_indefinite(lowest - self.damping, self.damping))
 
 
+class _ReducedSystem(_System):
+    """The system with the rows of users eliminated, which no entry of H joins with one another.
+
+    With their part A of the matrix factored, ``(H_ii - H_iu A^-1 H_ui) x_i`` is iterated on, and
+    x_u follows: a product takes as long as one with all of H, and half as many are needed (Reid,
+    The use of conjugate gradients for systems of linear equations possessing "property A", 1972).
+    """
+
+    def __init__(self, endpoint: Any, *arguments: Any) -> None:
+        super().__init__(endpoint, *arguments)
+        self.first = endpoint.n_users
+
+    def _users(self, function: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:
+        self._by_row(function, before, after, (0, self.first))
+
+    def _solve_users(self, right: Array, x: Array) -> None:
+        self._users(self.kernels.precondition_rows, (self.factors, self.divisors, right), (x,))
+
+    def image(self, panel: Array, out: Array) -> Floats:
+        self.endpoint.reduced_product(self._solve_users, panel, out, full=self.full)
+        return self._damped(panel, out)
+
+    def settle(self, x: Array, residual: Array, waiting: npt.NDArray[np.bool_]) -> None:
+        """Move the users to where their residual is 0, the items being where they are."""
+        users, items = slice(self.first), slice(self.first, None)
+        step, image = self.panel(), self.panel()
+        self._solve_users(residual, step)
+        step[users] *= waiting
+        self.endpoint.coupling(step, image, full=self.full)
+        x[users] += step[users]
+        residual[items] -= image[items]
+        residual[users] *= ~waiting
+
+    def move(self, steps: Array, direction: Array, x: Array) -> None:
+        self._users(self.kernels.take_steps, (steps, direction), (x,))
+
+
 def _indefinite(eigenvalue: float, damping: float) -> str:
     return (
         f"the Hessian is not positive definite: it has an eigenvalue of {eigenvalue:.4g} or less, "
@@ -317,92 +487,3 @@ def _indefinite(eigenvalue: float, damping: float) -> str:
         f"{-eigenvalue:.4g}, or on_negative_curvature='lift' (which does) or 'gauss-newton', or "
         "take hessian='gauss-newton'"
     )
-
-
-class _Lanczos:
-    """The coefficients of an iteration, which are those of Lanczos' on the same matrix."""
-
-    def __init__(self) -> None:
-        self._took: list[Array] = []
-        self._steps: list[Floats] = []
-        self._keeps: list[Floats] = []
-
-    def add(self, took: npt.NDArray[np.bool_], steps: Floats, keeps: Floats) -> None:
-        """Take down an iteration: its steps, and what it kept of the direction before."""
-        self._took.append(took.copy())
-        self._steps.append(steps)
-        self._keeps.append(keeps)
-
-    def smallest(self) -> Floats:
-        """Smallest eigenvalue (LANES,) of each lane's first run of iterations."""
-        from scipy.linalg import eigvalsh_tridiagonal
-
-        found = np.full(LANES, np.nan)
-        if not self._took:
-            return found
-        took, steps, keeps = (np.array(a) for a in (self._took, self._steps, self._keeps))
-        for lane in range(LANES):
-            m = int(np.argmin(took[:, lane])) if not took[:, lane].all() else len(took)
-            fresh = np.flatnonzero(keeps[1:m, lane] == 0)  # started again there
-            m = int(fresh[0]) + 1 if len(fresh) else m
-            if m == 0:
-                continue
-            a, b = steps[:m, lane], keeps[1:m, lane]
-            diagonal = 1 / a
-            diagonal[1:] += b / a[:-1]
-            beside = np.sqrt(b) / a[:-1]
-            found[lane] = eigvalsh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0))[0]
-        return found
-
-
-def smallest_eigenvalue(
-    endpoint: Any, *, full: bool = True, tolerance: float = 1e-2, most: int = 300
-) -> float:
-    """Estimate the smallest eigenvalue of a Hessian by Lanczos' method, from 16 random starts.
-
-    Parameters
-    ----------
-    endpoint : Endpoint or GraphEndpoint
-    full : bool, default True
-        Of the Hessian itself; otherwise of its Gauss-Newton matrix.
-    tolerance : float
-        Bound on the relative error at which the iteration ends.
-    most : int
-        Products at most; what is known then is returned.
-
-    Notes
-    -----
-    The estimate is never below the eigenvalue. The vectors of Lanczos are not orthogonalised
-    again: eigenvalues found twice do no harm here.
-    """
-    from scipy.linalg import eigh_tridiagonal
-
-    system = _System(endpoint, 0.0, full, None, 1)
-    shape = (endpoint.n_rows, endpoint.d, LANES)
-    vector, before, image = (aligned_zeros(shape, endpoint.dtype) for _ in range(3))
-    vector[...] = np.random.default_rng(0).standard_normal(shape)
-    vector /= np.sqrt(system.squares(vector)).astype(endpoint.dtype)
-    diagonal, beside = np.empty((0, LANES)), np.zeros((0, LANES))
-    lowest, bound = np.inf, np.inf
-    for step in range(1, most + 1):
-        quotients = system.image(vector, image)
-        image -= quotients.astype(endpoint.dtype) * vector
-        if step > 1:
-            image -= beside[-1].astype(endpoint.dtype) * before
-        norms = np.sqrt(system.squares(image))
-        diagonal, beside = np.vstack([diagonal, quotients]), np.vstack([beside, norms])
-        if step % _RITZ_EVERY == 0 or step == most:
-            for lane in range(LANES):
-                closed = np.flatnonzero(beside[:, lane] == 0)  # on a subspace: all of it is known
-                m = int(closed[0]) + 1 if len(closed) else step
-                values, vectors = eigh_tridiagonal(
-                    diagonal[:m, lane], beside[: m - 1, lane], select="i", select_range=(0, 0)
-                )
-                if values[0] < lowest:
-                    lowest = float(values[0])
-                    bound = abs(float(vectors[-1, 0])) * float(beside[m - 1, lane])
-            if bound <= tolerance * abs(lowest):
-                break
-        vector, before, image = image, vector, before
-        vector /= np.where(norms > 0, norms, 1).astype(endpoint.dtype)
-    return lowest

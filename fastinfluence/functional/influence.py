@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +12,14 @@ from fastinfluence import dispatch, readout
 from fastinfluence.attribution.quantities import Scores
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.attribution.rows import Changes, RowStore
-from fastinfluence.attribution.solve import BlockJacobi, SolveReport, solve
-from fastinfluence.errors import ConvergenceWarning, NegativeCurvature
+from fastinfluence.attribution.solve import (
+    BlockJacobi,
+    SolveReport,
+    block_bytes,
+    solve_queries,
+    warn_of_unsolved,
+)
+from fastinfluence.errors import NegativeCurvature
 from fastinfluence.functional.endpoints import (
     UnbiasedEndpoint,
     UnbiasedPairEndpoint,
@@ -23,7 +27,6 @@ from fastinfluence.functional.endpoints import (
     program_of,
     tables_of,
 )
-from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import memory_budget
 from fastinfluence.training.endpoint import Endpoint
 from fastinfluence.training.pair_endpoint import Gradients, PairEndpoint
@@ -32,8 +35,6 @@ from fastinfluence.training.recipe import check_counts, check_reals
 __all__ = ["SolvedInfluences", "influence_mf", "influence_rows_mf"]
 
 Array = npt.NDArray[Any]
-
-_PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
 
 
 class SolvedInfluences(NamedTuple):
@@ -172,7 +173,16 @@ def influence_mf(
     influence = np.empty((n, endpoint.n if k is None else k), endpoint.dtype)
     train_index = None if k is None else np.empty((n, k), np.int32)
     total, reports = np.empty(n), []
-    for start, found, report in _solved(endpoint, Scores(*queries), options, threads):
+    blocks = solve_queries(
+        endpoint,
+        Scores(*queries),
+        BlockJacobi(endpoint, damping, n_threads=threads),
+        at_once=min(threads, memory_budget() // block_bytes(endpoint)),
+        n_threads=threads,
+        **asdict(options),
+    )
+    for start, x, report in blocks:
+        found = np.ascontiguousarray(endpoint.credit(x)[:, : len(report)].T)
         here = slice(start, start + len(found))
         if train_index is None:
             influence[here], total[here] = found, np.abs(found).sum(axis=1, dtype=np.float64)
@@ -181,7 +191,8 @@ def influence_mf(
             train_index[here], influence[here], total[here] = of_here
         reports.append(report)
     whole = SolveReport.joined(reports)
-    _warn(whole, options, endpoint.dtype)
+    float64 = "give float64 tables" if endpoint.dtype == np.float32 else ""
+    warn_of_unsolved(whole, options.rtol, options.max_iterations, float64, stacklevel=2)
     return SolvedInfluences(influence, whole, train_index, total)
 
 
@@ -263,47 +274,6 @@ class _Options:
         check_reals(self, "damping")
         check_reals(self, "rtol", above_zero=True)
         check_counts(self, "max_iterations")
-
-
-def _solved(
-    endpoint: Endpoint, quantity: Scores, options: _Options, n_threads: int
-) -> Iterator[tuple[int, Array, SolveReport]]:
-    """Yield (start, influence (m, n), report) for every 16 queries; once where there are none.
-
-    Where there are several blocks of them, each is one thread's: nothing has to wait.
-    """
-    starts = range(0, max(1, len(quantity)), LANES)
-    size = LANES * (_PANELS * endpoint.rows.nbytes + 4 * endpoint.n * endpoint.dtype.itemsize)
-    at_once = max(1, min(n_threads, len(starts), memory_budget() // size))
-    preconditioner = BlockJacobi(endpoint, options.damping, n_threads=n_threads)
-
-    def block(start: int) -> tuple[int, Array, SolveReport]:
-        own = endpoint if at_once == 1 else endpoint.twin()
-        x, report = solve(
-            own,
-            endpoint.panel(quantity, start),
-            preconditioner=preconditioner,
-            n_threads=n_threads if at_once == 1 else 1,
-            **asdict(options),
-        )
-        report = report.first(len(quantity) - start)
-        return start, np.ascontiguousarray(own.credit(x)[:, : len(report)].T), report
-
-    return dispatch.in_order(block, starts, at_once)
-
-
-def _warn(report: SolveReport, options: _Options, dtype: np.dtype[Any]) -> None:
-    unsolved = int(np.count_nonzero(~report.converged))
-    if unsolved:
-        hint = ", or give float64 tables: rounding hides smaller residuals"
-        warnings.warn(
-            f"{unsolved:,} of {len(report):,} queries were not solved to rtol={options.rtol:g} "
-            f"within {options.max_iterations} iterations (largest residual "
-            f"{report.residual.max():.2g}); their influence is rough. Raise max_iterations, "
-            f"damping or rtol{hint if dtype == np.float32 else ''}",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
 
 
 def _changes(endpoint: PairEndpoint, gradients: Gradients, first_row: int) -> Changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,8 +12,9 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
-from fastinfluence.kernels.structures import LANES, Edges, Tables
+from fastinfluence.kernels.structures import LANES, Tables
 from fastinfluence.memory import aligned_zeros
+from fastinfluence.training.edges import edges_of
 
 if TYPE_CHECKING:
     from fastinfluence.training.program import Program
@@ -21,6 +23,9 @@ __all__ = ["Endpoint"]
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int32]
+
+_ROOMS = ("_slope_room", "_bend_room")  # scratch memory
+_USERS, _ITEMS, _BOTH = (0,), (1,), (0, 1)  # sides: halves of the rows
 
 
 class Endpoint:
@@ -49,6 +54,10 @@ class Endpoint:
         Rows, numbers in a row (n_factors + 1), training examples.
     dtype : numpy.dtype
     rows : (n_rows, d)
+    n_users : int
+        Rows, the first, that the Hessian does not join with one another.
+    identity : object
+        The same of endpoints that have the same Hessian.
 
     Raises
     ------
@@ -67,12 +76,13 @@ class Endpoint:
         self._share = 1.0
         self._take(tables)
         negatives = self._drawn()
-        self._edges, self._users, self._items = _edges(data, negatives)
+        self._edges, self._users, self._items = edges_of(data, negatives)
         self._values = data.values[self._edges.examples].astype(self.dtype)
         self._weights = program.weights[self._edges.examples].astype(self.dtype)
 
     def _take(self, tables: Tables) -> None:
         self._tables = tables
+        self.identity = object()  # the same of those that have the same Hessian
         self.rows: Array = aligned_zeros((self.n_rows, self.d), self.dtype)
         halves = (self.rows[: self.n_users], self.rows[self.n_users :])
         for half, factors, biases in zip(halves, tables[:2], tables[2:], strict=True):
@@ -97,7 +107,7 @@ class Endpoint:
     def at(self, tables: Tables) -> Endpoint:
         """Return the same loss, negatives and all, at other parameters."""
         other = copy.copy(self)
-        for name in ("_derivatives", "_scratch"):
+        for name in ("_derivatives", *_ROOMS):
             vars(other).pop(name, None)
         other._take(tables)
         return other
@@ -106,8 +116,8 @@ class Endpoint:
         """Return the same loss with scratch memory of its own: for one more thread."""
         self._derivatives, self._shrinkage  # noqa: B018  (shared, so computed only once)
         other = copy.copy(self)
-        vars(other).pop("_scratch", None)
-        vars(other).pop("_parts", None)
+        for name in ("_parts", *_ROOMS):
+            vars(other).pop(name, None)
         other._n_threads = 1
         return other
 
@@ -283,22 +293,44 @@ class Endpoint:
         -----
         O(edges * d) a lane: 8 floating-point operations for every number of a row.
         """
-        hessian = dispatch.kernels("hessian")
-        gradients, curvatures, _ = self._derivatives
-        bends = self._slopes(panel)
+        bends = self._bends(self._slopes(panel), in_place=True)
+        self._pull(panel, bends, out, full, _BOTH)
 
-        def bend(start: int, stop: int) -> None:
-            loss = self._program.recipe.loss_code
-            hessian.bend(loss, self._edges.first, curvatures, start, stop, bends)
+    def coupling(self, panel: Array, out: Array, *, full: bool = False) -> None:
+        """Write the rows of items of the Hessian times a panel that is zero there to `out`."""
+        bends = self._bends(self._slopes(panel, _USERS), in_place=True)
+        self._pull(panel, bends, out, full, _ITEMS)
 
-        def pull(start: int, stop: int) -> None:
-            hessian.pull(
-                self._ends, self._edges, bends, gradients if full else None, panel,
-                self._shrinkage[1], start, stop, out,
-            )  # fmt: skip
+    def reduced_product(
+        self, solve_users: Callable[[Array, Array], None], panel: Array, out: Array, *, full: bool
+    ) -> None:
+        """Write the Hessian with the users eliminated, times a panel of items, to `out`.
 
-        self._by_example(bend)
-        dispatch.run_parts(pull, self._parts[0] + self._parts[1], self._n_threads)
+        ``H_ii V - H_iu A^-1 H_ui V`` with A the users' damped part of the Hessian, which has no
+        entry between two users: rows of items of `out`, those of users are scratch. The rows of
+        users of the panel become ``-A^-1 H_ui V``, what users do when items move along V.
+
+        Parameters
+        ----------
+        solve_users : callable
+            ``solve_users(right, x)`` writes ``A^-1 right`` to the rows of users of x.
+        panel : (n_rows, d, LANES)
+            V in its rows of items.
+        out : (n_rows, d, LANES)
+        full : bool
+
+        Notes
+        -----
+        It takes as long as `product`.
+        """
+        users = slice(self.n_users)
+        panel[users] = 0
+        slopes = self._slopes(panel, _ITEMS)
+        self._pull(panel, self._bends(slopes), out, full, _USERS)
+        np.negative(out[users], out=out[users])
+        solve_users(out, panel)
+        slopes = self._slopes(panel, _USERS, added=True)
+        self._pull(panel, self._bends(slopes), out, full, _ITEMS)
 
     def blocks(self) -> Array:
         """The diagonal blocks (n_rows, d, d) of the Gauss-Newton matrix, one a row."""
@@ -315,19 +347,58 @@ class Endpoint:
         dispatch.run_parts(part, self._parts[0] + self._parts[1], self._n_threads)
         return blocks
 
-    def _slopes(self, panel: Array) -> Array:
-        """Slopes (m, LANES) of all scores along the panel; overwritten by the next call."""
-        slopes = dispatch.kernels("hessian").slopes
-        for added, parts in enumerate(self._parts):
+    def _slopes(
+        self, panel: Array, sides: tuple[int, ...] = _BOTH, *, added: bool = False
+    ) -> Array:
+        """Slopes (m, LANES) of all scores along some sides' rows of the panel.
 
-            def part(start: int, stop: int, added: bool = bool(added)) -> None:
-                slopes(self._ends, self._edges, panel, start, stop, added, self._scratch)
+        Overwritten by the next call, or added to by it.
+        """
+        kernel = dispatch.kernels("hessian").slopes
+        for side in sides:
 
-            dispatch.run_parts(part, parts, self._n_threads)
-        return self._scratch
+            def part(start: int, stop: int, added: bool = added) -> None:
+                kernel(self._ends, self._edges, panel, start, stop, added, self._slope_room)
+
+            dispatch.run_parts(part, self._parts[side], self._n_threads)
+            added = True
+        return self._slope_room
+
+    def _bends(self, slopes: Array, *, in_place: bool = False) -> Array:
+        """Change (m, LANES) of dL/df of every score along the slopes."""
+        bend, bends = dispatch.kernels("hessian").bend, slopes if in_place else self._bend_room
+        loss, curvatures = self._program.recipe.loss_code, self._derivatives[1]
+
+        def part(start: int, stop: int) -> None:
+            bend(loss, self._edges.first, curvatures, start, stop, slopes, bends)
+
+        self._by_example(part)
+        return bends
+
+    def _pull(
+        self, panel: Array, bends: Array, out: Array, full: bool, sides: tuple[int, ...]
+    ) -> None:
+        """Bring the changes of dL/df back to some sides' rows of `out`."""
+        pull, gradients = dispatch.kernels("hessian").pull, self._derivatives[0] if full else None
+
+        def part(start: int, stop: int) -> None:
+            l2 = self._shrinkage[1]
+            pull(self._ends, self._edges, bends, gradients, panel, l2, start, stop, out)
+
+        parts = [part for side in sides for part in self._parts[side]]
+        dispatch.run_parts(part, parts, self._n_threads)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that products take besides what they are given."""
+        return len(_ROOMS) * len(self._items) * LANES * self.dtype.itemsize
 
     @cached_property
-    def _scratch(self) -> Array:
+    def _slope_room(self) -> Array:
+        return aligned_zeros((len(self._items), LANES), self.dtype)
+
+    @cached_property
+    def _bend_room(self) -> Array:
         return aligned_zeros((len(self._items), LANES), self.dtype)
 
     @cached_property
@@ -339,23 +410,3 @@ class Endpoint:
             for part in (work[: self.n_users], work[self.n_users :])
         )
         return users, [(a + self.n_users, b + self.n_users) for a, b in items]
-
-
-def _edges(data: Any, negatives: Codes) -> tuple[Edges, Codes, Codes]:
-    """Edges of all examples, the row of every example's user and of every edge's item."""
-    n_users, n_rows = data.n_users, data.n_users + data.n_items
-    _, examples = data.by_user
-    users = data.users[examples]
-    candidates = np.column_stack([data.items, negatives])[examples]
-    real = candidates >= 0
-    items = (candidates[real] + n_users).astype(np.int32)
-    first = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
-    owns = np.repeat(first[:-1], np.diff(first)).astype(np.int32)
-    of_edges = np.repeat(users, np.diff(first))
-    count_sort = dispatch.kernels("grouping").count_sort
-    pointers, by_item = count_sort(items - np.int32(n_users), n_rows - n_users)
-    user_pointers = np.searchsorted(of_edges, np.arange(n_users + 1))
-    numbers = np.concatenate([np.arange(len(items)), by_item]).astype(np.int32)
-    others = np.concatenate([items, of_edges[by_item]]).astype(np.int32)
-    bounds = np.concatenate([user_pointers, len(items) + pointers[1:]])
-    return Edges(bounds, others, numbers, first, owns, examples), users, items

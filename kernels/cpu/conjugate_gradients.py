@@ -12,7 +12,15 @@ from .jit import inner_kernel, kernel
 from .lanes import LANES
 from .simd import dot
 
-__all__ = ["advance", "damp", "factor_rows", "inner_products", "precondition_rows", "turn"]
+__all__ = [
+    "advance",
+    "damp",
+    "factor_rows",
+    "inner_products",
+    "precondition_rows",
+    "take_steps",
+    "turn",
+]
 
 _SINGULAR = 1e-30  # of a diagonal: what is left of it is nothing
 
@@ -162,3 +170,12 @@ def turn(keeps, target, start, stop, direction):
         for f in range(target.shape[1]):
             for q in range(LANES):
                 direction[row, f, q] = target[row, f, q] + keeps[q] * direction[row, f, q]
+
+
+@kernel
+def take_steps(steps, direction, start, stop, x):
+    """``x += step p`` for rows `start` to `stop`, lane by lane."""
+    for row in range(start, stop):
+        for f in range(x.shape[1]):
+            for q in range(LANES):
+                x[row, f, q] += steps[q] * direction[row, f, q]

@@ -93,8 +93,8 @@ def slopes(rows, edges, panel, start, stop, added, out):
 
 
 @kernel
-def bend(loss, first, curvatures, start, stop, slopes):
-    """Change of dL/df of every edge along the slopes of all, in place of the slopes.
+def bend(loss, first, curvatures, start, stop, slopes, out):
+    """Change of dL/df of every edge along the slopes of all.
 
     Parameters
     ----------
@@ -106,21 +106,23 @@ def bend(loss, first, curvatures, start, stop, slopes):
     start, stop : int
         Examples.
     slopes : (m, LANES)
-        Changed in place.
+    out : (m, LANES)
+        May be `slopes`.
     """
     one = curvatures.dtype.type(1)
     for j in range(start, stop):
         own = first[j]
         if loss != BPR:
             for e in range(own, first[j + 1]):
-                set_lanes(slopes[e], slopes[e], curvatures[e])
+                set_lanes(out[e], slopes[e], curvatures[e])
             continue
         for e in range(own + 1, first[j + 1]):  # of the lead over the example
-            add_lanes(slopes[e], slopes[own], -one)
-            set_lanes(slopes[e], slopes[e], curvatures[e])
-        set_lanes(slopes[own], slopes[own], one * 0)
+            set_lanes(out[e], slopes[e], one)
+            add_lanes(out[e], slopes[own], -one)
+            set_lanes(out[e], out[e], curvatures[e])
+        set_lanes(out[own], slopes[own], one * 0)
         for e in range(own + 1, first[j + 1]):
-            add_lanes(slopes[own], slopes[e], -one)
+            add_lanes(out[own], out[e], -one)
 
 
 @inner_kernel

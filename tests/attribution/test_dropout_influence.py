@@ -87,8 +87,8 @@ def test_without_damping_dropped_coordinates_are_no_singularity():
 
 def test_all_kept_is_the_influence_function():
     model = fit(ratings())
-    whole = InfluenceFunction(model).influence(QUERIES)
-    assert same_bits(DropoutInfluence(model, keep=1).influence(QUERIES), whole)
+    whole = InfluenceFunction(model, rtol=1e-10).influence(QUERIES)
+    assert_near(DropoutInfluence(model, keep=1, rtol=1e-10).influence(QUERIES), whole, 1e-8)
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.7])

@@ -180,6 +180,9 @@ def woodbury(dense, group, damping):
 class ItemsHeld(Endpoint):
     """The loss as a function of the users' rows: a ridge regression for each of them."""
 
+    # Nobody's: the users are not eliminated, as they would leave nothing.
+    identity = property(lambda self: None, lambda self, value: None)
+
     def panel(self, quantity, start):
         found = super().panel(quantity, start)
         found[self.n_users :] = 0

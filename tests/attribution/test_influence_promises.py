@@ -12,7 +12,7 @@ from planted import LOSSES, data_for, ratings, same_bits
 
 import fastinfluence as fi
 from fastinfluence import Explanations, InfluenceFunction, MatrixFactorization, PairInfluence
-from fastinfluence.attribution import influence_function
+from fastinfluence.attribution import influence_function, solve
 from fastinfluence.attribution.solve import SolveReport
 from fastinfluence.errors import (
     ConvergenceWarning,
@@ -228,7 +228,7 @@ def test_lists_are_those_of_the_whole_matrix():
 def test_memory_decides_how_many_go_side_by_side(monkeypatch):
     model = fit(ratings())
     wide = InfluenceFunction(model, n_threads=2)
-    monkeypatch.setattr(influence_function, "_PANELS", 600)
+    monkeypatch.setattr(solve, "_PANELS", 600)
     narrow = InfluenceFunction(model, n_threads=2, memory_budget=2**23)
     assert (narrow._at_once(), wide._at_once() > 2) == (1, True)
     assert same_bits(narrow.influence(MANY), wide.influence(MANY))

@@ -292,7 +292,7 @@ def test_it_is_a_scope_of_the_influence_function():
     why = fi.InfluenceFunction(model, scope="pair", damping=2.0)
     assert type(why) is type(why.on(model)) is fi.PairInfluence
     assert why.on(model).damping_ == 2
-    with pytest.raises(ParameterError, match="a MatrixFactorization is needed"):
+    with pytest.raises(ParameterError, match="for a model of triples use scope='global'"):
         fi.InfluenceFunction(fi.DistMult(n_factors=2, n_epochs=1).fit(graph()), scope="pair")
 
 

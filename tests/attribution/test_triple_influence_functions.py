@@ -188,7 +188,7 @@ def test_rows_brought_back_to_length_one():
 
 
 def test_the_scope_of_pairs():
-    with pytest.raises(ParameterError, match="MatrixFactorization"):
+    with pytest.raises(ParameterError, match="scope='global'"):
         fi.InfluenceFunction(fitted(), scope="pair")
 
 

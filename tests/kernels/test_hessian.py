@@ -53,7 +53,7 @@ def slopes_of(case, panel, cuts=()):
 def product(case, panel, *, full, cuts=()):
     bends, out = slopes_of(case, panel, cuts), np.full_like(panel, np.nan)
     for start, stop in bounds_of(len(case.users), cuts):
-        hessian.bend(case.naive.loss, case.edges.first, case.curvatures, start, stop, bends)
+        hessian.bend(case.naive.loss, case.edges.first, case.curvatures, start, stop, bends, bends)
     for start, stop in bounds_of(len(case.rows), cuts):
         hessian.pull(
             case.rows, case.edges, bends, case.gradients if full else None, panel,
@@ -210,11 +210,11 @@ def test_a_part_is_all_that_is_written(loss):
     whole, first = product(case, panel, full=True), case.edges.first
     bends, out = slopes_of(case, panel), np.full_like(panel, np.nan)
     before = bends.copy()
-    hessian.bend(case.naive.loss, first, case.curvatures, 4, 9, bends)
+    hessian.bend(case.naive.loss, first, case.curvatures, 4, 9, bends, bends)
     outside = np.r_[0 : first[4], first[9] : len(bends)]
     assert same_bits(bends[outside], before[outside])
-    hessian.bend(case.naive.loss, first, case.curvatures, 0, 4, bends)
-    hessian.bend(case.naive.loss, first, case.curvatures, 9, 20, bends)
+    hessian.bend(case.naive.loss, first, case.curvatures, 0, 4, bends, bends)
+    hessian.bend(case.naive.loss, first, case.curvatures, 9, 20, bends, bends)
     hessian.pull(
         case.rows, case.edges, bends, case.gradients, panel, case.l2_of_rows, 2, 6, out
     )  # fmt: skip

@@ -241,12 +241,25 @@ def test_other_weights(loss):
     assert same_bits(other.blocks(), expected.blocks())
 
 
+def arrays_of(endpoint):
+    """All that an endpoint holds in memory, as bytes."""
+    held = vars(endpoint).items()
+    return {name: array.tobytes() for name, array in held if isinstance(array, np.ndarray)}
+
+
 def test_twins_work_at_the_same_time():
+    """What one of them does leaves no trace in the other."""
     endpoint = endpoint_of("bpr", n_threads=2)
     panels = [panel_of(endpoint, seed) for seed in range(8)]
     expected = [product(endpoint, panel, full=True) for panel in panels]
     twins = [endpoint.twin() for _ in range(2)]
-    assert not np.shares_memory(twins[0]._scratch, twins[1]._scratch)
+    for twin in twins:
+        product(twin, panels[0])
+    before = arrays_of(twins[0])
+    product(twins[1], panels[1])
+    product(endpoint, panels[2])
+    assert arrays_of(twins[0]) == before
+    assert arrays_of(twins[1]) != before
     with ThreadPoolExecutor(2) as pool:
         halves = pool.map(
             lambda n: [product(twins[n], panel, full=True) for panel in panels[n::2]], range(2)
