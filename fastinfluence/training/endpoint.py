@@ -354,15 +354,15 @@ class Endpoint:
 
         Overwritten by the next call, or added to by it.
         """
-        kernel = dispatch.kernels("hessian").slopes
+        kernel, out = dispatch.kernels("hessian").slopes, self._slope_room
         for side in sides:
 
             def part(start: int, stop: int, added: bool = added) -> None:
-                kernel(self._ends, self._edges, panel, start, stop, added, self._slope_room)
+                kernel(self._ends, self._edges, panel, start, stop, added, out)
 
             dispatch.run_parts(part, self._parts[side], self._n_threads)
             added = True
-        return self._slope_room
+        return out
 
     def _bends(self, slopes: Array, *, in_place: bool = False) -> Array:
         """Change (m, LANES) of dL/df of every score along the slopes."""
