@@ -93,7 +93,7 @@ def test_precondition(dtype, preconditioned, n_rows, d, seed):
 @each_dtype
 @many
 @given(**SIZES, damping=st.floats(0, 5))
-def test_damp_products_and_turn(dtype, n_rows, d, seed, damping):
+def test_damping_products_and_steps(dtype, n_rows, d, seed, damping):
     direction, image, target = panels(3, n_rows, d, dtype, seed)
     damped, found = image.copy(), room(n_rows)
     kernels.damp(damping, direction, 0, n_rows, damped, found)
@@ -107,6 +107,9 @@ def test_damp_products_and_turn(dtype, n_rows, d, seed, damping):
     expected = target.astype(float) + keeps * direction.astype(float)
     kernels.turn(keeps, target, 0, n_rows, direction)
     assert_near(direction, expected, dtype)
+    expected = target.astype(float) + keeps * direction.astype(float)
+    kernels.take_steps(keeps, direction, 0, n_rows, target)
+    assert_near(target, expected, dtype)
 
 
 @each_dtype
@@ -151,6 +154,7 @@ def test_rows_are_worked_on_alone(dtype):
             rows = p, ap, start, stop, end, left, target, squares, products
             kernels.advance(factors, divisors, steps, *rows)
             kernels.turn(steps, target, start, stop, p)
+            kernels.take_steps(steps, p, start, stop, end)
         return [factors, divisors, *own, target, squares, products, found]
 
     whole = run([(0, n_rows)])

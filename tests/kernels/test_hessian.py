@@ -204,6 +204,20 @@ def test_parts_change_no_bit(loss, dtype):
 
 
 @each_loss
+def test_slopes_may_be_kept(loss):
+    """What becomes of them is written elsewhere, or in their place: the same bits."""
+    case = make_case(loss, n=20)
+    slopes = slopes_of(case, panel_of(case))
+    kept, out, place = slopes.copy(), np.full_like(slopes, np.nan), slopes.copy()
+    for target, source in ((out, slopes), (place, place)):
+        hessian.bend(
+            case.naive.loss, case.edges.first, case.curvatures, 0, 20, source, target
+        )  # fmt: skip
+    assert same_bits(slopes, kept)
+    assert same_bits(out, place)
+
+
+@each_loss
 def test_a_part_is_all_that_is_written(loss):
     case = make_case(loss, n=20)
     panel = panel_of(case)
