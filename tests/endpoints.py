@@ -83,3 +83,26 @@ def gradients_by_differences(quantity, endpoint, mean, distance=1e-5):
             ends.append(quantity.values(tables_of(endpoint, rows), mean))
         found[:, *place] = (ends[0] - ends[1]) / (2 * distance)
     return found
+
+
+def endpoint_of(loss="squared", *, n_threads=1, **keywords):
+    data = with_duplicates(loss)
+    model = fit(data, loss=loss, sample_weight=weights_of(len(data)), **keywords)
+    trajectory = model.trajectory_
+    return trajectory.program.endpoint(trajectory.end.tables, n_threads=n_threads)
+
+
+def dense(endpoint, damping=0.0, *, full=False):
+    """The damped matrix (P, P), column by column."""
+    size, columns = endpoint.n_rows * endpoint.d, []
+    for start in range(0, size, LANES):
+        panel = np.eye(size, LANES, -start).reshape(endpoint.n_rows, endpoint.d, LANES)
+        image = product(endpoint, panel.astype(endpoint.dtype), full=full)
+        columns.append(image.reshape(size, LANES).astype(float))
+    return np.hstack(columns)[:, :size] + damping * np.eye(size)
+
+
+def random_matrix(eigenvalues, seed=0):
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((len(eigenvalues), len(eigenvalues))))[0]
+    return basis @ np.diag(eigenvalues) @ basis.T

@@ -1,37 +1,19 @@
-"""Solving with a damped Hessian: dense systems, honest reports, bits; its smallest eigenvalue."""
+"""Solving with a damped Hessian: dense systems, honest reports, bits."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from endpoints import Matrix, fit, panel_of, product, weights_of, with_duplicates
+from endpoints import Matrix, dense, endpoint_of, fit, panel_of, random_matrix
 from planted import LOSSES, data_for, same_bits
 
 from fastinfluence.attribution import solve as solve_module
-from fastinfluence.attribution.lanczos import smallest_eigenvalue
 from fastinfluence.attribution.solve import BlockJacobi, SolveReport, solve
 from fastinfluence.errors import NegativeCurvature
 from fastinfluence.kernels.structures import LANES
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 preconditioned = pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "blocks"])
-
-
-def endpoint_of(loss="squared", *, n_threads=1, **keywords):
-    data = with_duplicates(loss)
-    model = fit(data, loss=loss, sample_weight=weights_of(len(data)), **keywords)
-    trajectory = model.trajectory_
-    return trajectory.program.endpoint(trajectory.end.tables, n_threads=n_threads)
-
-
-def dense(endpoint, damping=0.0, *, full=False):
-    """The damped matrix (P, P), column by column."""
-    size, columns = endpoint.n_rows * endpoint.d, []
-    for start in range(0, size, LANES):
-        panel = np.eye(size, LANES, -start).reshape(endpoint.n_rows, endpoint.d, LANES)
-        image = product(endpoint, panel.astype(endpoint.dtype), full=full)
-        columns.append(image.reshape(size, LANES).astype(float))
-    return np.hstack(columns)[:, :size] + damping * np.eye(size)
 
 
 def flat(panel):
@@ -42,12 +24,6 @@ def residuals(matrix, x, right):
     """Relative, lane by lane."""
     left = np.linalg.norm(flat(right) - matrix @ flat(x), axis=0)
     return left / np.linalg.norm(flat(right), axis=0)
-
-
-def random_matrix(eigenvalues, seed=0):
-    rng = np.random.default_rng(seed)
-    basis = np.linalg.qr(rng.standard_normal((len(eigenvalues), len(eigenvalues))))[0]
-    return basis @ np.diag(eigenvalues) @ basis.T
 
 
 def run(endpoint, right, damping=0.3, *, blocks=True, **keywords):
@@ -343,46 +319,6 @@ def test_which_row_is_singular():
     matrix = np.diag([1.0, 2, 3, 4, 1, 0, 5, 6])
     with pytest.raises(NegativeCurvature, match=r"singular: 1 rows .*\(the first is row 2\)"):
         BlockJacobi(Matrix(matrix, 2), 0.0)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_smallest_eigenvalue(seed):
-    rng = np.random.default_rng(seed)
-    for eigenvalues in (
-        np.r_[-0.3, rng.uniform(0, 5, 59)],
-        np.r_[-2.0, -1.9, rng.uniform(-1, 50, 118)],
-        rng.uniform(0.5, 9, 60),
-        np.geomspace(1e-3, 10, 40),
-    ):
-        endpoint = Matrix(random_matrix(eigenvalues, seed), 2)
-        truth, found = eigenvalues.min(), smallest_eigenvalue(endpoint)
-        assert truth - 1e-10 <= found <= truth + 1e-2 * abs(truth)
-
-
-@pytest.mark.parametrize("factor", [0.0, 1.0, -2.5])
-def test_smallest_eigenvalue_of_a_multiple_of_the_identity(factor):
-    found = smallest_eigenvalue(Matrix(factor * np.eye(12), 3))
-    assert found == pytest.approx(factor, abs=1e-12)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@each_loss
-def test_smallest_eigenvalue_of_a_training_loss(loss, dtype):
-    endpoint = endpoint_of(loss, dtype=dtype, regularization=0.1)
-    rounding = 1e-5 if dtype == "float32" else 1e-9
-    for full in (False, True):
-        eigenvalues = np.linalg.eigvalsh(dense(endpoint, full=full))
-        truth, found = eigenvalues[0], smallest_eigenvalue(endpoint, full=full)
-        near = rounding * eigenvalues[-1]
-        assert truth - near <= found <= truth + 1e-2 * abs(truth) + near
-        assert (truth < -near) == full
-
-
-def test_what_is_known_of_an_eigenvalue_when_products_run_out():
-    eigenvalues = np.r_[-1e-3, np.linspace(0, 5, 199)]
-    endpoint = Matrix(random_matrix(eigenvalues), 4)
-    rough, better = (smallest_eigenvalue(endpoint, most=most) for most in (5, 60))
-    assert -1e-3 <= better < rough < 1
 
 
 # ---------------------------------------------------------------- promises
