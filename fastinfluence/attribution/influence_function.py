@@ -40,6 +40,7 @@ Array = npt.NDArray[Any]
 HESSIANS = ("gauss-newton", "full")
 POLICIES = ("raise", "lift", "gauss-newton")
 
+_ITERATED = {"atol", "max_iterations", "memory_budget", "on_negative_curvature", "rtol"}
 _LEAST_WORK = 2**22  # numbers that a product with the Hessian reads for each side of the data
 _LIFT = 1.1  # times the most negative eigenvalue that was seen
 
@@ -151,6 +152,10 @@ class InfluenceFunction(DenseAttribution):
                     "scope='global'"
                 )
 
+            if iterated := sorted(_ITERATED & options.keys()):
+                raise ParameterError(
+                    f"scope='pair' has a closed form: leave out {', '.join(iterated)}"
+                )
             return PairInfluence(model, **options)  # type: ignore[arg-type]  # it checks
         return super().__new__(cls, model, **options)
 
@@ -181,7 +186,7 @@ class InfluenceFunction(DenseAttribution):
         _check_choice("hessian", hessian, HESSIANS)
         _check_choice("on_negative_curvature", on_negative_curvature, POLICIES)
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if not isinstance(value, Real) or not np.isfinite(float(value)) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
                 raise ParameterError(f"{name} must be a finite number >= 0, not {value!r}")
         if rtol == atol == 0:
             raise ParameterError("rtol and atol are both 0: no residual is that small")

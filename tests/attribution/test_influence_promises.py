@@ -243,6 +243,14 @@ def test_too_little_memory_is_told():
         why.influence([(0, item) for item in range(200)])
 
 
+def test_options_of_iterations_are_not_of_the_closed_form():
+    model = fit(ratings())
+    with pytest.raises(ParameterError, match="closed form: leave out max_iterations, rtol"):
+        InfluenceFunction(model, scope="pair", rtol=1e-6, max_iterations=3)
+    with pytest.raises(ParameterError, match="rtol must be"):
+        InfluenceFunction(model, rtol=True)
+
+
 def test_scope():
     model = fit(ratings())
     pair = InfluenceFunction(model, scope="pair", damping=2.0)
