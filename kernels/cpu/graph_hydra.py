@@ -121,9 +121,9 @@ def hydra_triples(
         np.empty(most, rows.dtype), np.empty(LANES, rows.dtype),
     )  # fmt: skip
     for t in range(stop - 1, start - 1, -1):
-        if log.slots[t] < 0:
-            continue
         weight = examples.weights[t]
+        if weight == 0 or log.slots[t] < 0:  # no step: what a log holds there was never written
+            continue
         for side in range(sides - 1, -1, -1):
             number_of_step, entry = t * sides + side, log.slots[t] * sides + side
             subject, relation, flip, _ = question(graph, examples, t, side)
