@@ -18,6 +18,7 @@ from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import memory_budget as budget_of
+from fastinfluence.training.backward import Stage, backward
 from fastinfluence.training.trajectory import training_indices
 
 __all__ = ["DenseAttribution"]
@@ -63,6 +64,28 @@ class DenseAttribution(Attribution):
 
         With it what else is known of each of them, to be passed on to its explanation.
         """
+
+    def _shown(self, show_progress: bool | None) -> bool | None:
+        """Whether to show a progress bar: as a call says, or else the constructor."""
+        return self._show_progress if show_progress is None else show_progress
+
+    def _stages(self, only: Any, show_progress: bool | None) -> Iterator[Stage]:
+        """The steps of training from the last to the first; `only` some visits, or all."""
+        return backward(
+            self.model.trajectory_,
+            memory_budget=self._budget // 4,
+            only=only,
+            n_threads=self._n_threads,
+            description=self.name,
+            show_progress=self._shown(show_progress),
+        )
+
+    def _chosen(self, train_index: Any) -> npt.NDArray[np.int64]:
+        """Training indices that are asked about, all of them for None."""
+        n = len(self.data)
+        return (
+            np.arange(n) if train_index is None else training_indices(train_index, n, "train_index")
+        )
 
     @property
     def _log_bytes(self) -> int:
@@ -177,10 +200,7 @@ class DenseAttribution(Attribution):
         DataError
             An index outside the data.
         """
-        n = len(self.data)
-        examples = np.arange(n)
-        if train_index is not None:
-            examples = training_indices(train_index, n, "train_index")
+        examples = self._chosen(train_index)
         result = np.empty(len(examples), self.model.trajectory_.program.dtype)
         if len(examples) == 0:
             return result

@@ -167,7 +167,7 @@ class ForwardInfluence(DenseAttribution):
             finally:
                 free.put(climb)
 
-        show = self._show_progress if show_progress is None else show_progress
+        show = self._shown(show_progress)
         found = dispatch.in_order(drops, range(len(quantity)), n_threads)
         bar = progress(found, description=self.name, show=show, unit="query")
         for number, of_query in enumerate(bar):

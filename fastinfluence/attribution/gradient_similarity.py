@@ -14,7 +14,6 @@ from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.progress import progress
 from fastinfluence.training.endpoint import Endpoint
-from fastinfluence.training.trajectory import training_indices
 
 __all__ = ["MEASURES", "GradientSimilarity"]
 
@@ -119,7 +118,7 @@ class GradientSimilarity(DenseAttribution):
         # The panel, and of every example its slopes, its credit and its influence.
         numbers = endpoint.n_rows * endpoint.d + 3 * endpoint.n
         self._fitting(LANES * numbers * endpoint.dtype.itemsize)
-        show = self._show_progress if show_progress is None else show_progress
+        show = self._shown(show_progress)
         starts = range(0, len(quantity), LANES)
         for start in progress(starts, description=self.name, show=show, unit="block"):
             lanes = min(LANES, len(quantity) - start)
@@ -146,12 +145,10 @@ class GradientSimilarity(DenseAttribution):
         DataError
             An index outside the data.
         """
-        endpoint, n = self._endpoint, len(self.data)
+        endpoint = self._endpoint
         if not isinstance(endpoint, Endpoint):
             return super().self_influence(train_index)
-        wanted = np.arange(n)
-        if train_index is not None:
-            wanted = training_indices(train_index, n, "train_index")
+        wanted = self._chosen(train_index)
         found = endpoint.own_credit()
         if self.measure == "cosine":
             # The gradient of a score: both rows' factors, and a one for each bias.

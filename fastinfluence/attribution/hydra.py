@@ -16,7 +16,7 @@ from fastinfluence.attribution.responses import Responses
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES
 from fastinfluence.memory import aligned_zeros
-from fastinfluence.training.backward import Stage, backward
+from fastinfluence.training.backward import Stage
 from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
@@ -191,14 +191,7 @@ class Hydra(DenseAttribution):
 
     def _walk(self, blocks: list[Block], show_progress: bool | None) -> None:
         """Take all blocks from the last step to the first."""
-        stages = backward(
-            self.model.trajectory_,
-            memory_budget=self._budget // 4,
-            only=self._visits_of(blocks),
-            n_threads=self._n_threads,
-            description=self.name,
-            show_progress=self._show_progress if show_progress is None else show_progress,
-        )
+        stages = self._stages(self._visits_of(blocks), show_progress)
         step_filter = dispatch.kernels("hydra").step_filter
         decay, carried = self.weight_decay or 0.0, np.array([1.0, 0.0])
         epoch, factors = -1, np.empty(0)

@@ -263,7 +263,7 @@ class InfluenceFunction(DenseAttribution):
             n_threads=self._within,
             **self._options_of_solves,
         )
-        show = self._show_progress if show_progress is None else show_progress
+        show = self._shown(show_progress)
         reports = []
         for found in progress(blocks, description=self.name, show=show, unit="block"):
             reports.append(found[-1])

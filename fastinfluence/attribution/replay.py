@@ -15,7 +15,7 @@ from fastinfluence.attribution.quantities import RowGradients
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES, Adjoint
 from fastinfluence.memory import aligned_zeros
-from fastinfluence.training.backward import Stage, backward
+from fastinfluence.training.backward import Stage
 
 if TYPE_CHECKING:
     from fastinfluence.training import Trajectory
@@ -138,15 +138,8 @@ class Replay(DenseAttribution):
         for first in range(0, n, at_once):
             starts = range(first, min(first + at_once, n), LANES)
             blocks = [begin(start) for start in starts]
-            stages = backward(
-                trajectory,
-                memory_budget=self._budget // 4,
-                only=self._visits_of(blocks) if self.hops else None,
-                n_threads=self._n_threads,
-                description=self.name,
-                show_progress=self._show_progress if show_progress is None else show_progress,
-            )
-            for stage in stages:
+            only = self._visits_of(blocks) if self.hops else None
+            for stage in self._stages(only, show_progress):
                 self._step_back(stage, blocks)
             found = [(block.influence, self._facts(block)) for block in blocks]
             del blocks  # their adjoints are of no more use

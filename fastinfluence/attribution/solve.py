@@ -366,11 +366,8 @@ class _System:
 
     def image(self, panel: Array, out: Array) -> Floats:
         """Write ``(H + damping I) panel`` to `out`; the inner products (LANES,) of both."""
-        self._product(panel, out)
-        return self._damped(panel, out)
-
-    def _product(self, panel: Array, out: Array) -> None:
         self.endpoint.product(panel, out, full=self.full)
+        return self._damped(panel, out)
 
     def _damped(self, panel: Array, out: Array) -> Floats:
         found = self._products[0]
@@ -380,8 +377,11 @@ class _System:
 
     def residual_of(self, x: Array, right: Array, residual: Array) -> Floats:
         """Write ``b - (H + damping I) x`` to `residual`; its squared norms (LANES,)."""
-        _System._product(self, x, residual)
-        self.kernels.damp(self.damping, x, 0, self.endpoint.n_rows, residual, self._products[0])
+        self.endpoint.product(x, residual, full=self.full)
+        everywhere = 0, self.endpoint.n_rows
+        self._by_row(
+            self.kernels.damp, (self.damping, x), (residual, self._products[0]), everywhere
+        )
         np.subtract(right, residual, out=residual)
         return self.squares(residual)
 

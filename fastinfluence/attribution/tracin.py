@@ -14,10 +14,9 @@ from fastinfluence.attribution.dense import DenseAttribution
 from fastinfluence.attribution.quantities import Average, Losses, PairWeights
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import LANES, ScoreTerms, Tables
-from fastinfluence.training.backward import Stage, backward
+from fastinfluence.training.backward import Stage
 from fastinfluence.training.program import Program
 from fastinfluence.training.recipe import LOSSES
-from fastinfluence.training.trajectory import training_indices
 
 if TYPE_CHECKING:
     from fastinfluence.data import Interactions
@@ -158,12 +157,10 @@ class TracIn(DenseAttribution):
         ReplayMismatch
             Running the Trajectory again did not give the model's parameters.
         """
-        program, n = self.model.trajectory_.program, len(self.data)
+        program = self.model.trajectory_.program
         if not isinstance(program, Program):
             return super().self_influence(train_index)
-        wanted = np.arange(n)
-        if train_index is not None:
-            wanted = training_indices(train_index, n, "train_index")
+        wanted = self._chosen(train_index)
         own = self._own_at_checkpoints() if self.mode == "checkpoints" else self._own_steps(wanted)
         found: Array = own[wanted]
         return found
@@ -222,18 +219,6 @@ class TracIn(DenseAttribution):
             for (first, behind), by_example in zip(parts, found, strict=True):
                 influence[first:behind, some] = by_example[some].T
         return influence
-
-    def _stages(
-        self, only: npt.NDArray[np.bool_] | None, show_progress: bool | None
-    ) -> Iterator[Stage]:
-        return backward(
-            self.model.trajectory_,
-            memory_budget=self._budget // 4,
-            only=only,
-            n_threads=self._n_threads,
-            description=self.name,
-            show_progress=self._show_progress if show_progress is None else show_progress,
-        )
 
     # ---------------------------------------------------------------- ends of epochs
 

@@ -19,7 +19,6 @@ from fastinfluence.models.matrix_factorization import MatrixFactorization
 from fastinfluence.progress import progress
 from fastinfluence.training import Trajectory
 from fastinfluence.training.recipe import seed_of
-from fastinfluence.training.trajectory import training_indices
 
 __all__ = ["TurnOverDropout"]
 
@@ -214,9 +213,7 @@ class TurnOverDropout(DenseAttribution):
         -----
         O(n_masks * n_factors) an example.
         """
-        examples = np.arange(len(self.data))
-        if train_index is not None:
-            examples = training_indices(train_index, len(self.data), "train_index")
+        examples = self._chosen(train_index)
         program = self.model.trajectory_.program
         found = np.empty(len(examples), program.dtype)
         for start in range(0, len(examples), _CELLS):

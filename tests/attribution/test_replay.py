@@ -10,7 +10,7 @@ from planted import LOSSES, OPTIMIZERS, data_for, ratings, same_bits
 
 import fastinfluence as fi
 from fastinfluence import CurvatureRollback, Interactions, MatrixFactorization, Replay
-from fastinfluence.attribution import replay
+from fastinfluence.attribution import dense, replay
 from fastinfluence.errors import (
     DataError,
     NotFittedError,
@@ -242,9 +242,9 @@ def test_threads_and_walks_change_no_bit(grouped, monkeypatch):
     model, queries, once = grouped
     assert once.dtype == np.float32
     walks = []
-    backward = replay.backward
+    backward = dense.backward
     monkeypatch.setattr(
-        replay, "backward", lambda *a, **k: walks.append(k["memory_budget"]) or backward(*a, **k)
+        dense, "backward", lambda *a, **k: walks.append(k["memory_budget"]) or backward(*a, **k)
     )
     few = Replay(model, n_threads=2, memory_budget=1_300_000)
     assert same_bits(few.influence(queries), once)

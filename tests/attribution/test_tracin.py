@@ -11,7 +11,7 @@ from planted import LOSSES, OPTIMIZERS, data_for, ratings, same_bits
 
 import fastinfluence as fi
 from fastinfluence import Interactions, MatrixFactorization, TracIn
-from fastinfluence.attribution import tracin
+from fastinfluence.attribution import dense
 from fastinfluence.errors import (
     DataError,
     NotFittedError,
@@ -199,9 +199,9 @@ def grouped(request):
 def test_threads_and_walks_change_no_bit(grouped, monkeypatch):
     model, queries, once = grouped
     walks = []
-    backward = tracin.backward
+    backward = dense.backward
     monkeypatch.setattr(
-        tracin, "backward", lambda *a, **k: walks.append(k["only"]) or backward(*a, **k)
+        dense, "backward", lambda *a, **k: walks.append(k["only"]) or backward(*a, **k)
     )
     few = TracIn(model, n_threads=2, memory_budget=1_100_000)
     assert same_bits(few.influence(queries), once)
