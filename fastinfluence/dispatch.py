@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastinfluence.errors import ParameterError
+from fastinfluence.errors import DeviceError, ParameterError
 
 __all__ = [
     "choose",
+    "cuda_name",
+    "cuda_problem",
     "equal_parts",
     "even_parts",
     "in_order",
     "kernels",
+    "memory",
     "run_parts",
     "thread_count",
 ]
@@ -30,29 +36,113 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def choose(device: str = "auto") -> tuple[str, str]:
+def choose(device: str = "auto", served: Sequence[str] = ("cpu",)) -> tuple[str, str]:
     """The backend that serves `device`, and why: ``("cpu", "...")``.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "torch:<device>"}
+        "auto" is CUDA where there is a GPU and kernels for it, else the CPU.
+    served : sequence of {"cpu", "cuda", "torch"}
+        Backends that have the kernels needed.
+
+    Returns
+    -------
+    backend : str
+        "cpu", "cuda" or "torch:<device>": for `kernels` and `memory`.
+    reason : str
 
     Raises
     ------
     ParameterError
-        A device this version has no kernels for was asked for by name.
+        A device that is not known, or that has no kernels for this.
+    DeviceError
+        A device that was asked for by name is not there; says what to install.
     """
     if device == "cpu":
         return "cpu", "asked for"
     if device == "auto":
-        return "cpu", "this version has CPU kernels only"
-    if device == "cuda" or device.startswith("torch:"):
+        if "cuda" not in served:
+            return "cpu", "there are CPU kernels only for this"
+        problem = cuda_problem()
+        if problem is None and not _simulated():
+            return "cuda", cuda_name()
+        reason = problem or "the simulator of CUDA is used only when asked for by name"
+        _say_once(reason)
+        return "cpu", reason
+    kind, _, rest = device.partition(":")
+    if kind not in ("cuda", "torch") or (kind == "cuda") == bool(rest):
         raise ParameterError(
-            f"device={device!r}: this version has CPU kernels only; use device='auto' or 'cpu'"
+            f"device={device!r} is not known: use 'auto', 'cpu', 'cuda' or 'torch:<device>' "
+            "(as in 'torch:cpu', 'torch:mps')"
         )
-    raise ParameterError(f"device={device!r} is not known: use 'auto' or 'cpu'")
+    if kind not in served:
+        raise ParameterError(
+            f"device={device!r}: there are no {kind} kernels for this, only for "
+            f"{' and '.join(served)}; use device='auto' or 'cpu'"
+        )
+    problem = cuda_problem() if kind == "cuda" else _torch_problem(rest)
+    if problem is not None:
+        raise DeviceError(f"device={device!r} cannot be used: {problem}")
+    return device, "asked for"
 
 
-def kernels(name: str, device: str = "auto") -> Any:
-    """The module of kernels called `name` (``"sgd"``, ``"readout"``, ...) for a device."""
-    backend, _ = choose(device)
-    return importlib.import_module(f"fastinfluence.kernels.{backend}.{name}")
+def kernels(name: str, backend: str = "cpu") -> Any:
+    """The module of kernels called `name` (``"sgd"``, ``"readout"``, ...) of a backend."""
+    return importlib.import_module(f"fastinfluence.kernels.{backend.partition(':')[0]}.{name}")
+
+
+def memory(backend: str = "cpu") -> Any:
+    """Where the arrays of a backend are: ``put``, ``fetch``, ``store``, ``zeros``, ..."""
+    kind, _, rest = backend.partition(":")
+    module = importlib.import_module(f"fastinfluence.kernels.{kind}.memory")
+    return module.On(rest) if kind == "torch" else module
+
+
+@functools.cache
+def cuda_problem() -> str | None:
+    """Why CUDA kernels cannot run here, and what would help; None if they can."""
+    if not find_spec("numba_cuda"):
+        return (
+            "numba-cuda is not installed: pip install 'fastinfluence[cuda13]' (or [cuda12], for "
+            "older drivers)"
+        )
+    try:
+        from fastinfluence.kernels.cuda import jit
+    except ImportError as error:
+        return f"numba-cuda cannot be loaded: {error}"
+    return None if jit.SIMULATED else jit.driver_problem()
+
+
+def cuda_name() -> str:
+    """The GPU: its name, memory and compute capability."""
+    from fastinfluence.kernels.cuda import jit
+
+    return str(jit.device_name())
+
+
+def _simulated() -> bool:
+    from fastinfluence.kernels.cuda import jit
+
+    return bool(jit.SIMULATED)
+
+
+def _torch_problem(device: str) -> str | None:
+    """Why torch cannot compute on a device of its own."""
+    if not find_spec("torch"):
+        return "torch is not installed: pip install 'fastinfluence[torch]'"
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return f"torch {torch.__version__} has no such device: {str(error).splitlines()[0]}"
+    return None
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logging.getLogger("fastinfluence").info("kernels run on the CPU: %s", reason)
 
 
 def thread_count(n_threads: int | None) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from fastinfluence.kernels.errors import DeviceError, DeviceMemoryError, FastInfluenceError
+
 if TYPE_CHECKING:
     from fastinfluence.training import Trajectory
 
@@ -16,6 +18,8 @@ __all__ = [
     "ChaosWarning",
     "ConvergenceWarning",
     "DataError",
+    "DeviceError",
+    "DeviceMemoryError",
     "DivergenceError",
     "FastInfluenceError",
     "MissingExtraError",
@@ -27,10 +31,6 @@ __all__ = [
     "UnknownIdError",
     "UnseenWarning",
 ]
-
-
-class FastInfluenceError(Exception):
-    """Base class of every error raised on purpose by this library."""
 
 
 class DataError(FastInfluenceError, ValueError):

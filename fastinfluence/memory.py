@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from fastinfluence.errors import ParameterError
+from fastinfluence.kernels.cpu.memory import zeros as aligned_zeros
 
 __all__ = ["aligned_zeros", "memory_budget"]
 
@@ -23,12 +20,3 @@ def memory_budget(asked: int | None = None) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     except (AttributeError, ValueError, OSError):  # no sysconf on this system
         return 2 * 2**30
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Zeros that begin on a cache line, so that rows of whole vectors do not straddle two."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    aligned: npt.NDArray[Any] = raw[start : start + size].view(dtype).reshape(shape)
-    return aligned

@@ -1,0 +1,44 @@
+"""Arrays on the device that is the CPU, where they are already; the twin of those elsewhere."""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["copied", "empty", "fetch", "put", "store", "zeros"]
+
+
+def put(given: Any) -> Any:
+    """Hand back what is given: arrays, (named) tuples of them, or what is none."""
+    return given
+
+
+def fetch(given: Any) -> Any:
+    """Hand back what is given."""
+    return given
+
+
+def store(target: Any, source: Any) -> None:
+    """Overwrite an array with another one."""
+    target[...] = source
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    """Room for an array."""
+    return np.empty(shape, dtype)
+
+
+def zeros(shape: Any, dtype: Any) -> Any:
+    """Zeros that begin on a cache line, so that rows of whole vectors do not straddle two."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def copied(given: Any) -> Any:
+    """Copies of arrays, or of all in a (named) tuple."""
+    if isinstance(given, tuple):
+        found = map(copied, given)
+        return type(given)(*found) if hasattr(given, "_fields") else tuple(found)
+    return given.copy() if isinstance(given, np.ndarray) else given

@@ -1,0 +1,24 @@
+"""Tests of the CUDA kernels: on a GPU, or in the simulator with NUMBA_ENABLE_CUDASIM=1."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from backends import why_no_cuda
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # its case builders
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.path.stem != "test_compiled":
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_device(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and why_no_cuda():
+        pytest.skip(why_no_cuda())

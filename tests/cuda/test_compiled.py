@@ -1,0 +1,55 @@
+"""Every CUDA kernel compiled and assembled for two architectures: nothing leaves the registers."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from toolchain import ARCHITECTURES, Compiled, assemble, why_not
+
+MODULES = sorted(file.stem for file in (Path(__file__).parent / "compiled").glob("[a-z]*.py"))
+SOURCES = Path(__file__).parents[2] / "kernels" / "cuda"
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+def compiled(module: str) -> list[Compiled]:
+    """The kernels of a module, as production launches them."""
+    found: list[Compiled] = importlib.import_module(f"compiled.{module}").compiled()
+    return found
+
+
+def label(entry: Compiled) -> str:
+    return f"{entry.kernel.py_func.__name__} {entry.note}".strip()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_leaves_the_registers(module: str) -> None:
+    entries = compiled(module)
+    assert entries
+    for entry in entries:
+        for architecture in ARCHITECTURES:
+            resources = assemble(entry, architecture)
+            about = f"{module}.{label(entry)} for sm_{architecture[0]}{architecture[1]}"
+            assert resources.spilled == 0, f"{about} spills {resources.spilled} bytes"
+            assert resources.stack == 0, f"{about} has a stack of {resources.stack} bytes"
+            assert 0 < resources.registers <= 255, about
+            assert resources.occupancy(entry, architecture) > 0, f"{about} does not fit"
+
+
+def test_every_kernel_is_among_them() -> None:
+    decorated = re.compile(r"^ *@kernel\b.*\n(?:^ *@.*\n)* *def (\w+)", re.MULTILINE)
+    written = {
+        (source.stem, name)
+        for source in SOURCES.glob("*.py")
+        for name in decorated.findall(source.read_text())
+    }
+    listed = {
+        (entry.kernel.py_func.__module__.rpartition(".")[2], entry.kernel.py_func.__name__)
+        for module in MODULES
+        for entry in compiled(module)
+    }
+    assert written
+    assert written <= listed
