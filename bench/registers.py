@@ -36,7 +36,7 @@ def main() -> None:
     problem = toolchain.why_not()
     if problem:
         raise SystemExit(problem)
-    names = ["sm_%d%d" % architecture for architecture in toolchain.ARCHITECTURES]
+    names = [f"sm_{architecture[0]}{architecture[1]}" for architecture in toolchain.ARCHITECTURES]
     text = HEAD.format(
         versions=versions(),
         registers=" | ".join(f"registers {name}" for name in names),

@@ -77,10 +77,13 @@ class Attribution(ABC):
                 f"a {self.explains.__name__} is needed, not {type(model).__name__}"
             )
         trajectory_of(model, "explaining it")
-        dispatch.choose(device)
+        self._device, _ = dispatch.choose(device, self.served)
         self.model: Any = model
         self.data = model.data_
         self._n_threads = dispatch.thread_count(n_threads)
+
+    served: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Backends that have the kernels of this method; see `dispatch.choose`."""
 
     @abstractmethod
     def influence(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["copied", "empty", "fetch", "put", "store", "zeros"]
 
@@ -27,13 +28,14 @@ def empty(shape: Any, dtype: Any) -> Any:
     return np.empty(shape, dtype)
 
 
-def zeros(shape: Any, dtype: Any) -> Any:
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Zeros that begin on a cache line, so that rows of whole vectors do not straddle two."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+    aligned: npt.NDArray[Any] = raw[start : start + size].view(dtype).reshape(shape)
+    return aligned
 
 
 def copied(given: Any) -> Any:

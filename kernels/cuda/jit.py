@@ -30,7 +30,7 @@ def _load() -> Any:
     # numba-cuda <= 0.30.4 asks numpy for a name that numpy 2.5 no longer has.
     patched = not hasattr(np, "row_stack")
     if patched:
-        np.row_stack = np.vstack
+        np.vstack = np.vstack
     try:
         import _numba_cuda_redirector  # noqa: F401  (its .pth is not read with pip --target)
         from numba import cuda
@@ -41,7 +41,7 @@ def _load() -> Any:
             import numba.cuda.np.arrayobj  # noqa: F401  (the module that asks)
     finally:
         if patched:
-            del np.row_stack
+            del np.vstack
     return cuda
 
 
@@ -152,7 +152,7 @@ def _check_on_device(name: str, number: int, given: Any) -> None:
         )
 
 
-class reported:  # noqa: N801  (a context manager)
+class reported:
     """Turn errors of the driver into ours, with what was being done."""
 
     def __init__(self, what: str) -> None:

@@ -72,9 +72,7 @@ else:
         return types.UniTuple(array.dtype, 4)(array, types.intp), codegen
 
     @intrinsic
-    def store4(
-        typing_context: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any
-    ) -> Any:
+    def store4(typing_context: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         """Write four elements of a contiguous vector from a place on, a multiple of four."""
         if not isinstance(array, types.Array) or array.ndim != 1 or array.layout != "C":
             return None

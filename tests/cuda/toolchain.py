@@ -86,7 +86,7 @@ def assemble(compiled: Compiled, architecture: tuple[int, int]) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        name = "sm_%d%d" % architecture
+        name = f"sm_{architecture[0]}{architecture[1]}"
         command = [find_ptxas(), f"-arch={name}", "-v", "-O3", source, "-o", f"{folder}/out"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
