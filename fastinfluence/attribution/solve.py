@@ -115,13 +115,11 @@ class BlockJacobi:
     def __init__(self, endpoint: Any, damping: float, *, n_threads: int = 1) -> None:
         self.identity = getattr(endpoint, "identity", None), damping
         self.factors: Array = endpoint.blocks()
-        diagonal = np.arange(endpoint.d)
-        self.factors[:, diagonal, diagonal] += endpoint.dtype.type(damping)
         self.divisors: Array = np.zeros((endpoint.n_rows, endpoint.d), endpoint.dtype)
         kernel = dispatch.kernels("conjugate_gradients").factor_rows
 
         def part(start: int, stop: int) -> None:
-            kernel(self.factors, start, stop, self.divisors)
+            kernel(damping, self.factors, start, stop, self.divisors)
 
         parts = dispatch.even_parts(np.ones(endpoint.n_rows), 4 * n_threads)
         dispatch.run_parts(part, parts, n_threads)

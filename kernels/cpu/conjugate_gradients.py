@@ -3,6 +3,8 @@
 Everything between two products with the matrix is done in one pass over the rows, whose part of
 the inner products is added up by the caller in the order of the rows: the bits do not depend on
 the number of threads. The preconditioner is block-Jacobi, a Cholesky factor for every row.
+
+Numbers of the lanes (steps, keeps, factors) are numpy arrays on every device.
 """
 
 import numpy as np
@@ -14,11 +16,15 @@ from .simd import dot
 
 __all__ = [
     "advance",
+    "clear",
     "damp",
     "factor_rows",
     "inner_products",
     "precondition_rows",
+    "scale",
+    "subtract_from",
     "take_steps",
+    "total",
     "turn",
 ]
 
@@ -61,20 +67,24 @@ def _precondition(factors, divisors, row, residual, target, scratch):
 
 
 @kernel
-def factor_rows(blocks, start, stop, divisors):
-    """Cholesky factors of the blocks of rows `start` to `stop`, in place of their lower triangles.
+def factor_rows(damping, blocks, start, stop, divisors):
+    """Cholesky factors of damped blocks of rows `start` to `stop`, in place of their lower parts.
 
     Parameters
     ----------
+    damping : float
+        Added to the diagonals first.
     blocks : (n_rows, d, d)
     start, stop : int
     divisors : (n_rows, d)
         One over the diagonals of the factors; 0 in the first place of a block that is not positive
         definite.
     """
+    number = blocks.dtype.type(damping)
     for row in range(start, stop):
         block, ones = blocks[row], divisors[row]
         for f in range(block.shape[0]):
+            block[f, f] += number
             for g in range(f):
                 block[f, g] = (block[f, g] - dot(block[f, :g], block[g, :g])) * ones[g]
             pivot = block[f, f] - dot(block[f, :f], block[f, :f])
@@ -179,3 +189,32 @@ def take_steps(steps, direction, start, stop, x):
         for f in range(x.shape[1]):
             for q in range(LANES):
                 x[row, f, q] += steps[q] * direction[row, f, q]
+
+
+@kernel
+def subtract_from(left, start, stop, out):
+    """``out = left - out`` for rows `start` to `stop` of two panels (n_rows, d, LANES)."""
+    for row in range(start, stop):
+        for f in range(out.shape[1]):
+            for q in range(LANES):
+                out[row, f, q] = left[row, f, q] - out[row, f, q]
+
+
+@kernel
+def scale(factors, start, stop, panel):
+    """``panel *= factors`` for rows `start` to `stop`, lane by lane: factors are (LANES,)."""
+    for row in range(start, stop):
+        for f in range(panel.shape[1]):
+            for q in range(LANES):
+                panel[row, f, q] *= factors[q]
+
+
+@kernel
+def clear(start, stop, panel):
+    """``panel = 0`` for rows `start` to `stop`."""
+    panel[start:stop] = 0
+
+
+def total(products, start, stop):
+    """Sums (LANES,) float64, in CPU memory, of products (n_rows, LANES) of rows, in their order."""
+    return products[start:stop].sum(axis=0)

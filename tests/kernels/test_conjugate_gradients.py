@@ -29,7 +29,7 @@ def factored(blocks, dtype):
     """What `factor_rows` makes of blocks, of which it sees the lower triangles."""
     factors = np.tril(blocks).astype(dtype)
     divisors = np.zeros(blocks.shape[:2], dtype)
-    kernels.factor_rows(factors, 0, len(blocks), divisors)
+    kernels.factor_rows(0.0, factors, 0, len(blocks), divisors)
     return factors, divisors
 
 
@@ -149,7 +149,7 @@ def test_rows_are_worked_on_alone(dtype):
         squares, products, found = room(n_rows), room(n_rows), room(n_rows)
         p, ap, end, left = own
         for start, stop in bounds:
-            kernels.factor_rows(factors, start, stop, divisors)
+            kernels.factor_rows(0.25, factors, start, stop, divisors)
             kernels.damp(0.5, p, start, stop, ap, found)
             rows = p, ap, start, stop, end, left, target, squares, products
             kernels.advance(factors, divisors, steps, *rows)
