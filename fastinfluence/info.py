@@ -20,7 +20,7 @@ from fastinfluence.storage.manifest import MANIFEST, read_manifest
 __all__ = ["as_text", "machine", "run"]
 
 _NEEDED = ("numpy", "scipy", "numba")
-_OPTIONAL = ("torch", "pyarrow", "pandas", "polars", "matplotlib")
+_OPTIONAL = ("numba-cuda", "torch", "pyarrow", "pandas", "polars", "matplotlib")
 
 
 def machine() -> dict[str, Any]:
@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
     from fastinfluence.kernels.cpu import lanes
     from fastinfluence.kernels.cpu.grouping import count_sort
 
-    backend, reason = dispatch.choose()
+    backend, reason = dispatch.choose(served=("cpu", "cuda"))
     return {
         "fastinfluence": fastinfluence.__version__,
         "python": platform.python_version(),
@@ -42,6 +42,8 @@ def machine() -> dict[str, Any]:
         "blas": _blas(),
         "memory_budget": memory_budget(),
         "kernel_cache": count_sort.stats.cache_path,
+        "gpu": dispatch.cuda_name() if dispatch.cuda_problem() is None else None,
+        "torch_devices": _torch_devices(),
         "backend": backend,
         "backend_reason": reason,
     }
@@ -135,6 +137,18 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _torch_devices() -> list[str] | None:
+    """What to ask torch for by ``device="torch:..."``; None without torch."""
+    if _version("torch") is None:
+        return None
+    import torch
+
+    found = ["torch:cpu"]
+    found += [f"torch:cuda:{number}" for number in range(torch.cuda.device_count())]
+    others = ("mps", torch.backends.mps.is_available()), ("xpu", torch.xpu.is_available())
+    return found + [f"torch:{name}" for name, there in others if there]
+
+
 def _blas() -> list[str]:
     """The BLAS libraries that numpy and scipy bring, as they are loaded."""
     import scipy.linalg  # noqa: F401  (loads scipy's)
@@ -153,7 +167,11 @@ def _blas() -> list[str]:
 
 def _words(name: str, fact: Any) -> str:
     if fact is None:
-        absent = {"validation_loss": "none", "kernel_cache": "none: compiled anew in every process"}
+        absent = {
+            "gpu": "none",
+            "validation_loss": "none",
+            "kernel_cache": "none: compiled anew in every process",
+        }
         return absent.get(name, "not installed")
     if isinstance(fact, bool):
         return "yes" if fact else "no"

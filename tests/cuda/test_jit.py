@@ -1,0 +1,207 @@
+"""What stands between kernels and the device: launches, arrays, errors, the simulator's parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from backends import SIMULATED
+
+from fastinfluence.errors import DeviceError, DeviceMemoryError
+from fastinfluence.kernels.structures import Tables
+
+jit = pytest.importorskip("fastinfluence.kernels.cuda.jit", exc_type=ImportError)
+memory = pytest.importorskip("fastinfluence.kernels.cuda.memory", exc_type=ImportError)
+simd = pytest.importorskip("fastinfluence.kernels.cuda.simd", exc_type=ImportError)
+cuda = jit.cuda
+
+WHOLE = 0xFFFFFFFF
+
+
+@jit.kernel
+def exchange(source, out):
+    t = cuda.threadIdx.x
+    x = source[t]
+    out[0, t] = cuda.shfl_xor_sync(WHOLE, x, 5)
+    out[1, t] = cuda.shfl_down_sync(WHOLE, x, 3)
+    out[2, t] = cuda.shfl_up_sync(WHOLE, x, 3)
+    out[3, t] = cuda.shfl_sync(WHOLE, x, 7)
+    out[4, t] = cuda.ballot_sync(WHOLE, x > 20)
+    out[5, t] = cuda.any_sync(WHOLE, x > 20)
+    out[6, t] = cuda.all_sync(WHOLE, x > 20)
+    out[7, t] = cuda.popc(t) + cuda.ffs(t) + cuda.clz(t)
+
+
+def test_lanes_of_a_warp_exchange_what_they_hold():
+    x = np.random.default_rng(0).permutation(32).astype(np.int64)
+    out = memory.put(np.full((8, 32), -1))
+    jit.launch(exchange, 1, 32, memory.put(x), out)
+    out, t = memory.fetch(out), np.arange(32)
+    assert (out[0] == x[t ^ 5]).all()
+    assert (out[1] == x[np.where(t + 3 < 32, t + 3, t)]).all()
+    assert (out[2] == x[np.where(t >= 3, t - 3, t)]).all()
+    assert (out[3] == x[7]).all()
+    assert (out[4].astype(np.uint32) == np.packbits(x > 20, bitorder="little").view("<u4")).all()
+    assert (out[5] == 1).all()
+    assert (out[6] == 0).all()
+    bits = [n.bit_count() + (n & -n).bit_length() + 32 - n.bit_length() for n in range(32)]
+    assert out[7].tolist() == bits
+
+
+@jit.kernel
+def arithmetic(x, y, z, out):
+    t = cuda.threadIdx.x
+    out[t] = simd.fma(x[t], y[t], z[t])
+    out[32 + t] = simd.product(x[t], y[t]) + z[t]
+    mask = 0xFFFF if t < 16 else 0xFFFF0000
+    out[64 + t] = simd.tree_sum(np.uint32(mask), x[t])
+    if t < 8:
+        a, b, c, d = simd.load4(x, 4 * t)
+        simd.store4(out, 96 + 4 * t, d, c, b, a)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_rounding_or_two(dtype):
+    """``x y + z`` where the product nearly cancels: rounding it first shows."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 32)).astype(dtype)
+    z = -(x * y)
+    out = memory.put(np.full(128, np.nan, dtype))
+    jit.launch(arithmetic, 1, 32, *map(memory.put, (x, y, z)), out)
+    out = memory.fetch(out)
+    if dtype == np.float32:
+        exact = (x.astype(float) * y + z).astype(dtype)
+        assert exact.any()
+        assert out[:32].tolist() == exact.tolist()
+    assert (out[32:64] == 0).all()
+    for half in (0, 16):
+        sums = x[half : half + 16]
+        while len(sums) > 1:
+            sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+        assert (out[64 + half : 80 + half] == sums[0]).all()
+    assert (out[96:].reshape(8, 4) == x.reshape(8, 4)[:, ::-1]).all()
+
+
+@jit.kernel
+def through_a_structure(tables, factor, out):
+    t = cuda.threadIdx.x
+    row = tables.user_factors[t]
+    for f in range(row.shape[0]):
+        out[t] += factor * row[f]
+    out[t] += tables.item_factors.shape[0]
+
+
+def structure(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return Tables(rng.random((4, 3), dtype), np.empty((0, 3), dtype), *np.zeros((2, 4), dtype))
+
+
+def test_structures_go_there_and_back():
+    tables = structure()
+    there = memory.put(tables)
+    out = memory.zeros(4, np.float32)
+    jit.launch(through_a_structure, 1, 4, there, np.float32(2), out)
+    np.testing.assert_allclose(memory.fetch(out), 2 * tables.user_factors.sum(1), rtol=1e-6)
+    back = memory.fetch(there)
+    assert isinstance(back, Tables)
+    for mine, its in zip(tables, back, strict=True):
+        assert its.dtype == mine.dtype
+        assert (its == mine).all()
+        assert its.shape == mine.shape
+    assert memory.put((None, 3)) == (None, 3)
+    assert memory.put(there).user_factors is there.user_factors
+
+
+def test_arrays_that_may_not_be_written_or_have_gaps_are_copied():
+    fixed = np.arange(6.0)
+    fixed.flags.writeable = False
+    assert (memory.fetch(memory.put(fixed)) == fixed).all()
+    gaps = np.arange(12.0).reshape(3, 4)[:, ::2]
+    assert (memory.fetch(memory.put(gaps)) == gaps).all()
+
+
+def test_copies_and_overwriting():
+    first = memory.put(np.arange(5.0))
+    second = memory.copied((first, None))[0]
+    memory.store(first, np.full(5, 7.0))
+    assert memory.fetch(second).tolist() == [0, 1, 2, 3, 4]
+    memory.store(second, first)
+    assert memory.fetch(second).tolist() == [7.0] * 5
+    memory.store(memory.empty((0, 3), np.float64), np.empty((0, 3)))
+    assert memory.free_bytes() > 0
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_an_array_in_cpu_memory_is_no_argument():
+    out = memory.zeros(4, np.float32)
+    with pytest.raises(DeviceError, match=r"argument 0 .*through_a_structure.*\(4, 3\) in CPU mem"):
+        jit.launch(through_a_structure, 1, 4, structure(), np.float32(1), out)
+
+
+def test_a_grid_without_blocks_is_no_work():
+    out = memory.zeros(4, np.float32)
+    jit.launch(through_a_structure, 0, 4, memory.put(structure()), np.float32(1), out)
+    assert not memory.fetch(out).any()
+
+
+def driver_error(words):
+    """What numba-cuda raises for an error of the driver."""
+    if SIMULATED:
+        raised = type("CudaAPIError", (Exception,), {"__module__": "numba.cuda.cudadrv.driver"})
+        return raised(words)
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    return CudaAPIError(1, words)
+
+
+class Failing:
+    """A kernel whose launch fails."""
+
+    def __init__(self, error):
+        self.error, self.py_func = error, through_a_structure.py_func
+
+    def __getitem__(self, configuration):
+        return self
+
+    def __call__(self, *arguments):
+        raise self.error
+
+
+def test_a_launch_that_fails_is_reported_by_the_call():
+    failing = Failing(driver_error("CUDA_ERROR_INVALID_VALUE"))
+    with pytest.raises(DeviceError, match=r"through_a_structure.*CUDA_ERROR_INVALID_VALUE"):
+        jit.launch(failing, 1, 4, memory.zeros(4, np.float32))
+
+
+def test_a_launch_without_memory():
+    failing = Failing(driver_error("CUDA_ERROR_OUT_OF_MEMORY"))
+    with pytest.raises(DeviceMemoryError, match=r"out of device memory: .*through_a_structure"):
+        jit.launch(failing, 1, 4, memory.zeros(4, np.float32))
+
+
+def test_no_memory_for_an_array(monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise driver_error("CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(jit.cuda, "device_array", refuse, raising=False)
+    monkeypatch.setattr(jit.cuda, "to_device", refuse, raising=False)
+    with pytest.raises(DeviceMemoryError, match=r"8,000 bytes for an array \(10, 100\)"):
+        memory.empty((10, 100), np.float64)
+    with pytest.raises(DeviceMemoryError, match=r"800 bytes for an array \(100,\)"):
+        memory.put(np.zeros(100))
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the simulator's own check")
+def test_lanes_outside_their_own_mask_are_told():
+    @jit.kernel
+    def wrong(out):
+        out[cuda.threadIdx.x] = cuda.shfl_xor_sync(0xF, cuda.threadIdx.x, 1)
+
+    with pytest.raises(RuntimeError, match="takes part in an exchange of the lanes 0xf"):
+        jit.launch(wrong, 1, 8, memory.zeros(8, np.int64))
+
+
+def test_errors_in_python_are_passed_on():
+    with pytest.raises(ZeroDivisionError), jit.reported("dividing"):
+        1 / 0  # noqa: B018
