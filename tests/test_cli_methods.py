@@ -92,3 +92,38 @@ def test_explain_by_every_method(runs: Path, tmp_path: Path, run: str, method: s
     with np.load(out) as found:
         assert found["influence"].shape == (summary["n_queries"], 2)
         assert np.abs(found["influence"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("explain run --recommend 1 --out new.csv --device abacus", 2, "'abacus' is not known"),
+        (
+            "explain run --recommend 1 --out new.csv --method tracin --device cuda",
+            2,
+            "only for cpu",
+        ),
+        ("evaluate run --methods tracin --out new --device cuda", 2, "only for cpu"),
+        ("explain graph --recommend 1 --out new.csv --method hydra --device cuda", 2, "only for"),
+    ],
+)
+def test_devices_that_a_method_cannot_have(
+    runs: Path, arguments: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    result = invoke(*arguments.split())
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert not list(Path().glob("new*"))
+
+
+def test_a_device_by_name(runs: Path, tmp_path: Path) -> None:
+    for command in ("explain", "evaluate"):
+        assert "--device" in succeed(command, "--help")
+    outs = [tmp_path / f"{device}.npz" for device in ("cpu", "auto")]
+    for out in outs:
+        succeed(
+            "explain", runs / "run", "--recommend", 1, "--device", out.stem, "--out", out
+        )  # fmt: skip
+    mine, its = map(np.load, outs)
+    np.testing.assert_allclose(mine["influence"], its["influence"], rtol=1e-4)

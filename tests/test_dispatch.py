@@ -96,7 +96,7 @@ def test_torch_that_is_not_there(monkeypatch):
 def test_devices_of_torch():
     pytest.importorskip("torch")
     assert dispatch.choose("torch:cpu", ("cpu", "torch")) == ("torch:cpu", "asked for")
-    with pytest.raises(DeviceError, match="torch .* has no such device"):
+    with pytest.raises(DeviceError, match=r"torch .* has no such device"):
         dispatch.choose("torch:abacus", ("cpu", "torch"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,8 @@ class Attribution(ABC):
     units: Literal["effect", "rank"]
     explains: ClassVar[type[Model]] = MatrixFactorization
     explanations: ClassVar[type[BaseExplanations[Any]]] = Explanations
+    served: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Backends that have the kernels of this method; see `dispatch.choose`."""
 
     _variants: ClassVar[dict[type[Model], type[Attribution]]] = {}
     _options: dict[str, Any]
@@ -65,9 +67,7 @@ class Attribution(ABC):
 
     def __new__(cls, model: object = None, **options: Any) -> Self:
         """Make the variant for this kind of model; keep the options, to make it of another one."""
-        variants = cls._variants.items()
-        variant: Any = next((v for kind, v in variants if isinstance(model, kind)), cls)
-        method: Self = super().__new__(variant)
+        method: Self = super().__new__(cast("type[Self]", cls.variant(model)))
         method._options = options
         return method
 
@@ -82,8 +82,11 @@ class Attribution(ABC):
         self.data = model.data_
         self._n_threads = dispatch.thread_count(n_threads)
 
-    served: ClassVar[tuple[str, ...]] = ("cpu",)
-    """Backends that have the kernels of this method; see `dispatch.choose`."""
+    @classmethod
+    def variant(cls, model: object) -> type[Attribution]:
+        """Return the class that explains models of this kind."""
+        variants = cls._variants.items()
+        return next((found for kind, found in variants if isinstance(model, kind)), cls)
 
     @abstractmethod
     def influence(

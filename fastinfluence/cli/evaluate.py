@@ -16,8 +16,21 @@ import numpy as np
 
 import fastinfluence
 from fastinfluence.attribution import CurvatureRollback, GradientRollback, Replay
-from fastinfluence.cli.methods import METHODS, check_explaining, explaining, make_method
-from fastinfluence.cli.options import RETRAINING, check_target, json_option, report, several
+from fastinfluence.cli.methods import (
+    METHODS,
+    check_device,
+    check_explaining,
+    explaining,
+    make_method,
+)
+from fastinfluence.cli.options import (
+    RETRAINING,
+    check_target,
+    device_option,
+    json_option,
+    report,
+    several,
+)
 from fastinfluence.cli.protocol import protocol
 from fastinfluence.cli.queries import Asked, of_triples, query_options
 from fastinfluence.errors import MissingExtraError
@@ -125,6 +138,7 @@ class _Evaluate(click.Command):
 )
 @click.option("--rng", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @click.option("--n-threads", type=click.IntRange(min=1), help="All processors by default.")
+@device_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--resume", is_flag=True, help="Go on with a folder, reusing its retrainings.")
 @json_option
@@ -139,6 +153,7 @@ def evaluate(
     deletion: tuple[int, ...],
     rng: int,
     n_threads: int | None,
+    device: str,
     out: Path,
     resume: bool,
     as_json: bool,
@@ -157,6 +172,7 @@ def evaluate(
     model, asked = load(run), Asked.of(options)
     methods = methods or tuple(explaining(model))
     check_explaining(methods, model)
+    check_device(methods, model, device)
     listed = _queries(model, asked, queries, rng)
     what = asked.what(model, listed)
     settings = {
@@ -172,8 +188,9 @@ def evaluate(
         "deletion_sizes": deletion,
         "rng": rng,
         "n_threads": n_threads,
+        "device": device,
     }
-    made = {name: _Method(name, model, what, n_threads) for name in methods}
+    made = {name: _Method(name, model, what, n_threads, device) for name in methods}
     comparison, effect, n_retrainings = _measure(model, made, what, settings, out / RETRAINING)
     written, shown = _write(out, comparison, effect)
     summary = settings | {
@@ -201,6 +218,7 @@ class _Method:
     model: Model
     queries: Any
     n_threads: int | None
+    device: str
 
     @property
     def units(self) -> str:
@@ -209,7 +227,9 @@ class _Method:
 
     @cached_property
     def made(self) -> Any:
-        return make_method(self.name, self.model, self.queries, n_threads=self.n_threads)
+        return make_method(
+            self.name, self.model, self.queries, n_threads=self.n_threads, device=self.device
+        )
 
     def influence(self, objective: Any) -> Any:
         return self.made.influence(objective)

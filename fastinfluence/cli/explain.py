@@ -12,7 +12,7 @@ import numpy as np
 
 from fastinfluence.attribution import GradientRollback
 from fastinfluence.cli.methods import METHODS, check_explaining, make_method, streams
-from fastinfluence.cli.options import json_option, report
+from fastinfluence.cli.options import device_option, json_option, report
 from fastinfluence.cli.queries import Asked, of_triples, query_options
 from fastinfluence.data import Interactions
 from fastinfluence.errors import DataError, ParameterError, RunDirectoryError
@@ -68,6 +68,7 @@ _ROW_BYTES = 120  # of one example in the table that a file is written from
     type=click.IntRange(min=1),
     help="Predictions done at a time; of a folder, those in a shard.",
 )
+@device_option
 @json_option
 def explain(
     run: str,
@@ -81,6 +82,7 @@ def explain(
     out: str,
     resume: bool,
     batch_size: int | None,
+    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -109,7 +111,7 @@ def explain(
     if wanted is None and not to_folder:
         wanted = _all_pairs(model.data_)
     what = None if wanted is None else asked.what(model, wanted)
-    attribution = make_method(method, model, what)
+    attribution = make_method(method, model, what, device=device)
     summary: dict[str, Any] = {
         "run": run,
         "out": out,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from fastinfluence import attribution
+from fastinfluence import attribution, dispatch
 from fastinfluence.attribution import CurvatureRollback
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.method import Attribution
@@ -13,7 +13,7 @@ from fastinfluence.attribution.pair_influence import PairInfluence
 from fastinfluence.errors import ParameterError
 from fastinfluence.models import Model
 
-__all__ = ["METHODS", "check_explaining", "explaining", "make_method", "streams"]
+__all__ = ["METHODS", "check_device", "check_explaining", "explaining", "make_method", "streams"]
 
 METHODS: dict[str, type[Any]] = {  # all of the package, and a scope that is a method of its own
     kind.name: kind
@@ -23,11 +23,16 @@ METHODS: dict[str, type[Any]] = {  # all of the package, and a scope that is a m
 
 
 def make_method(
-    name: str, model: Model, queries: Any = None, *, n_threads: int | None = None
+    name: str,
+    model: Model,
+    queries: Any = None,
+    *,
+    n_threads: int | None = None,
+    device: str = "auto",
 ) -> Any:
     """Make the attribution object that explains these queries, or any where None."""
     options = {"rows": queries} if name == CurvatureRollback.name else {}  # others take no longer
-    return METHODS[name](model, n_threads=n_threads, **options)
+    return METHODS[name](model, n_threads=n_threads, device=device, **options)
 
 
 def explaining(model: Model) -> list[str]:
@@ -44,6 +49,12 @@ def check_explaining(names: Collection[str], model: Model) -> None:
             f"no {', no '.join(unable)} for a {type(model).__name__}: it can be explained by "
             f"{', '.join(able)}"
         )
+
+
+def check_device(names: Collection[str], model: Model, device: str) -> None:
+    """Raise ParameterError or DeviceError where one of the methods cannot be had on a device."""
+    for name in names:
+        dispatch.choose(device, METHODS[name].variant(model).served)
 
 
 def streams(name: str) -> bool:

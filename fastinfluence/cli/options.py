@@ -12,7 +12,15 @@ import click
 
 from fastinfluence.errors import RunDirectoryError
 
-__all__ = ["RETRAINING", "check_target", "column_option", "json_option", "report", "several"]
+__all__ = [
+    "RETRAINING",
+    "check_target",
+    "column_option",
+    "device_option",
+    "json_option",
+    "report",
+    "several",
+]
 
 RETRAINING = "retraining"  # in the folder that `evaluate` writes
 
@@ -20,6 +28,13 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."
+)
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, or torch:<device>; `fastinfluence info` says what auto is.",
 )
 
 
