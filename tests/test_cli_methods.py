@@ -122,8 +122,6 @@ def test_a_device_by_name(runs: Path, tmp_path: Path) -> None:
         assert "--device" in succeed(command, "--help")
     outs = [tmp_path / f"{device}.npz" for device in ("cpu", "auto")]
     for out in outs:
-        succeed(
-            "explain", runs / "run", "--recommend", 1, "--device", out.stem, "--out", out
-        )  # fmt: skip
-    mine, its = map(np.load, outs)
-    np.testing.assert_allclose(mine["influence"], its["influence"], rtol=1e-4)
+        succeed("explain", runs / "run", "--recommend", 1, "--device", out.stem, "--out", out)
+    with np.load(outs[0]) as mine, np.load(outs[1]) as its:
+        np.testing.assert_allclose(mine["influence"], its["influence"], rtol=1e-4)
