@@ -76,6 +76,7 @@ class DenseAttribution(Attribution):
             memory_budget=self._budget // 4,
             only=only,
             n_threads=self._n_threads,
+            device=self._device,
             description=self.name,
             show_progress=self._shown(show_progress),
         )

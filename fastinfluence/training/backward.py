@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence import dispatch
 from fastinfluence.progress import progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Stage(NamedTuple):
     epoch: int
     start: int  # first visit
     stop: int  # behind the last visit
-    log: Any  # Log or GraphLog
+    log: Any  # Log or GraphLog, in the memory of the device
+    slots: npt.NDArray[np.int32]  # (n,) the log's, in CPU memory
 
 
 def backward(
@@ -40,6 +42,7 @@ def backward(
     memory_budget: int,
     only: Visits | None = None,
     n_threads: int = 1,
+    device: str = "cpu",
     description: str = "backward",
     show_progress: bool | None = None,
 ) -> Iterator[Stage]:
@@ -54,6 +57,8 @@ def backward(
     only : (n,) bool, optional
         Visits to log; all that have a weight by default.
     n_threads : int
+    device : str, default "cpu"
+        Backend that runs the steps, and where their log is.
     description, show_progress
         Of the progress bar, which counts epochs.
 
@@ -62,7 +67,7 @@ def backward(
     ReplayMismatch
         Running an epoch again did not lead to the next checkpoint.
     """
-    program = trajectory.program
+    program, memory = trajectory.program.on(device), dispatch.memory(device)
     wanted = program.examples.weights != 0
     if only is not None:
         wanted &= only
@@ -70,38 +75,47 @@ def backward(
     bounds = [program.visits(part) for part in parts]
     counts = [int(wanted[start:stop].sum()) for start, stop in bounds]
     log = program.new_log(max(counts))
+    slots = np.empty(len(wanted), np.int32)
     known = sorted(epoch for epoch in trajectory.checkpoints if epoch <= trajectory.n_epochs)
     total = trajectory.n_epochs
     with progress(total, description=description, show=show_progress, unit="epoch") as bar:
         for first, behind in reversed(list(itertools.pairwise(known))):
-            states = _states_between(trajectory, first, behind, n_threads)
+            states = _states_between(program, trajectory, first, behind, n_threads)
             for epoch in range(behind - 1, first - 1, -1):
                 state = states.pop()
                 starts = [state]
                 for part in parts[:-1]:
-                    state = state.copy()
+                    state = memory.copied(state)
                     program.run_epoch(state, epoch, part=part, n_threads=n_threads)
                     starts.append(state)
                 for number in range(len(parts) - 1, -1, -1):
                     state, (start, stop) = starts.pop(), bounds[number]
-                    log.slots[:] = -1
-                    places = np.flatnonzero(wanted[start:stop]) + start
-                    log.slots[places] = np.arange(len(places))
+                    fill_slots(slots, wanted, start, stop)
+                    memory.store(log.slots, slots)
                     program.run_epoch(
                         state, epoch, part=parts[number], log=log, n_threads=n_threads
                     )
                     if number == len(parts) - 1 and epoch + 1 == behind:
                         trajectory.check_reached(program.leave(state), behind)
-                    yield Stage(epoch, start, stop, log)
+                    yield Stage(epoch, start, stop, log, slots)
                 bar.update()
 
 
-def _states_between(trajectory: Trajectory, first: int, behind: int, n_threads: int) -> list[Any]:
+def fill_slots(slots: npt.NDArray[np.int32], wanted: Visits, start: int, stop: int) -> None:
+    """Number the wanted visits from `start` to `stop`; all others are not logged."""
+    slots[:] = -1
+    places = np.flatnonzero(wanted[start:stop]) + start
+    slots[places] = np.arange(len(places))
+
+
+def _states_between(
+    program: Any, trajectory: Trajectory, first: int, behind: int, n_threads: int
+) -> list[Any]:
     """Working states at the start of epochs ``first`` to ``behind - 1``."""
-    program = trajectory.program
+    copied = dispatch.memory(program.device).copied
     states = [program.enter(trajectory.checkpoints[first])]
     for epoch in range(first, behind - 1):
-        state = states[-1].copy()
+        state = copied(states[-1])
         program.run_epoch(state, epoch, n_threads=n_threads)
         states.append(state)
     return states

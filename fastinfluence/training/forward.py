@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fastinfluence.progress import progress
-from fastinfluence.training.backward import Stage
+from fastinfluence.training.backward import Stage, fill_slots
 
 if TYPE_CHECKING:
     from fastinfluence.training.trajectory import Trajectory
@@ -50,9 +48,7 @@ def forward(
     epochs = range(trajectory.n_epochs)
     for epoch in progress(epochs, description=description, show=show_progress, unit="epoch"):
         for part, (start, stop) in zip(parts, bounds, strict=True):
-            places = np.flatnonzero(wanted[start:stop]) + start
-            log.slots[:] = -1
-            log.slots[places] = np.arange(len(places))
+            fill_slots(log.slots, wanted, start, stop)
             program.run_epoch(state, epoch, part=part, log=log, n_threads=n_threads)
-            yield Stage(epoch, start, stop, log)
+            yield Stage(epoch, start, stop, log, log.slots)
     trajectory.check_reached(program.leave(state), trajectory.n_epochs)

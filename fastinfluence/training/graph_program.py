@@ -48,12 +48,8 @@ class GraphState(NamedTuple):
 
     def copy(self) -> GraphState:
         """Copy every array."""
-        copies = []
-        for array in self:
-            new = aligned_zeros(array.shape, array.dtype)
-            new[...] = array
-            copies.append(new)
-        return GraphState(*copies)
+        copied: GraphState = dispatch.memory().copied(self)
+        return copied
 
     def same_bits(self, other: GraphState) -> bool:
         """Whether both hold the same numbers to the last bit."""
@@ -97,9 +93,12 @@ class GraphProgram:
     examples : TripleExamples
     mean : float
         0: scores have no constant part.
+    device : "cpu"
+        The one backend that has kernels to train on triples.
     """
 
     mean = 0.0
+    device = "cpu"
 
     def __init__(
         self, data: Triples, weights: npt.NDArray[np.float64], recipe: GraphRecipe
@@ -201,6 +200,11 @@ class GraphProgram:
             zeros(optimizer != "sgd", d),
             zeros(optimizer == "adam-dense", dtype=np.int64),
         )
+
+    def on(self, device: str) -> GraphProgram:
+        """Return the program itself: `device` is "cpu"."""
+        assert device == "cpu"
+        return self
 
     def new_record(self) -> TripleRecord:
         """Room for the row changes of every triple, in the order of visits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,67 +12,23 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import Examples, Hyper, Log, Record, Sampler, Tables
-from fastinfluence.memory import aligned_zeros
 from fastinfluence.training.endpoint import Endpoint
 from fastinfluence.training.recipe import Recipe
 from fastinfluence.training.schedule import Schedule
+from fastinfluence.training.state import State, rearranged
 
 if TYPE_CHECKING:
     from fastinfluence.data import Interactions
 
-__all__ = ["Program", "State", "check_values", "check_weights"]
+__all__ = ["Placed", "Program", "check_values", "check_weights"]
 
 
-class State(NamedTuple):
-    """All that training changes: the parameters and, for Adagrad, its sums of squares."""
+class Placed(NamedTuple):
+    """What the steps of a run read, in the memory of its device."""
 
-    tables: Tables
-    squares: Tables | None
-
-    def copy(self) -> State:
-        """Copy every array."""
-        copies = [None if t is None else Tables(*(a.copy() for a in t)) for t in self]
-        return State(*copies)  # type: ignore[arg-type]
-
-    def same_bits(self, other: State) -> bool:
-        """Whether both hold the same numbers to the last bit."""
-        return all(
-            (mine is None) == (its is None)
-            and (mine is None or its is None or _same_arrays(mine, its))
-            for mine, its in zip(self, other, strict=True)
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return sum(array.nbytes for array in self.arrays().values())
-
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays by name, for a file: ``tables/user_factors``, ..."""
-        return {
-            f"{part}/{name}": array
-            for part, tables in self._asdict().items()
-            if tables is not None
-            for name, array in tables._asdict().items()
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, npt.NDArray[Any]]) -> State:
-        """Rebuild from what `arrays` returned."""
-
-        def tables(part: str) -> Tables:
-            return Tables(*(arrays[f"{part}/{name}"] for name in Tables._fields))
-
-        return cls(
-            tables("tables"), tables("squares") if "squares/user_factors" in arrays else None
-        )
-
-
-def _same_arrays(mine: Tables, its: Tables) -> bool:
-    return all(
-        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        for a, b in zip(mine, its, strict=True)
-    )
+    examples: Examples
+    pointers: Any
+    sampler: Sampler
 
 
 def check_weights(sample_weight: object, n: int) -> npt.NDArray[np.float64]:
@@ -122,6 +79,8 @@ class Program:
     ----------
     places : (user_places, item_places)
         Row of the working tables of every user code, of every item code.
+    device : str
+        Backend that runs it, "cpu" unless made by `on`.
     """
 
     def __init__(
@@ -137,6 +96,44 @@ class Program:
         self.mean = float(np.mean(data.values, dtype=np.float64)) if self._squared else 0.0
         self.sampler = self._sampler()
         self._drawn: dict[int, npt.NDArray[np.int32]] = {}
+        self.device = "cpu"
+        self._elsewhere: dict[str, Program] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what stands on devices: a copy places its own."""
+        kept = {name: value for name, value in vars(self).items() if name != "placed"}
+        return kept | {"_elsewhere": {}}
+
+    def on(self, device: str) -> Program:
+        """Return the same program on another backend, always the same object for each.
+
+        Its steps have the same bits, and its working states, records and logs are in the memory
+        of that backend; `examples`, `schedule` and `sampler` stay in CPU memory.
+
+        Parameters
+        ----------
+        device : str
+            "cpu" or "cuda", as `dispatch.choose` returns it.
+        """
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            other = copy.copy(self)
+            other.device = device
+            other._elsewhere[self.device] = self
+            self._elsewhere[device] = other
+        return self._elsewhere[device]
+
+    @cached_property
+    def placed(self) -> Placed:
+        """Examples, bounds of the blocks and sampler, on the device."""
+        here = Placed(self.examples, self.schedule.pointers, self.sampler)
+        there: Placed = self._memory.put(here)
+        return there
+
+    @property
+    def _memory(self) -> Any:
+        return dispatch.memory(self.device)
 
     def _sampler(self) -> Sampler:
         count_sort = dispatch.kernels("grouping").count_sort
@@ -182,12 +179,13 @@ class Program:
         return other
 
     def enter(self, state: State) -> State:
-        """Copy parameters in the order of the codes into working tables."""
-        return _rearranged(state, self._orders)
+        """Copy parameters in the order of the codes into working tables on the device."""
+        working: State = self._memory.put(rearranged(state, self._orders))
+        return working
 
     def leave(self, state: State) -> State:
-        """Copy working tables into the order of the codes."""
-        return _rearranged(state, self.places)
+        """Copy working tables into the order of the codes, in CPU memory."""
+        return rearranged(self._memory.fetch(state), self.places)
 
     @property
     def _squared(self) -> bool:
@@ -228,25 +226,21 @@ class Program:
         return State(tables, squares)
 
     def new_record(self) -> Record:
-        """Room for the row changes of every example, in the order of visits."""
-        shape = (len(self.data), self.recipe.n_factors)
-        return Record(
-            aligned_zeros(shape, self.dtype),
-            aligned_zeros(shape, self.dtype),
-            np.zeros((len(self.data), 2), self.dtype),
-        )
+        """Room on the device for the row changes of every example, in the order of visits."""
+        n, k = len(self.data), self.recipe.n_factors
+        return Record(*(self._memory.zeros((n, width), self.dtype) for width in (k, k, 2)))
 
     def new_log(self, n_visits: int) -> Log:
-        """Room for what `n_visits` steps see; `slots` are for the caller to fill."""
+        """Room on the device for what `n_visits` steps see; `slots` are for the caller to fill."""
         k, c = self.recipe.n_factors, self.sampler.n_negatives + 1
         n_squares = n_visits if self.recipe.optimizer == "adagrad" else 0
 
-        def room(*shape: int) -> npt.NDArray[Any]:
-            return aligned_zeros(shape, self.dtype)
+        def room(*shape: int, dtype: Any = self.dtype) -> Any:
+            return self._memory.zeros(shape, dtype)
 
         return Log(
-            slots=np.full(len(self.data), -1, np.int32),
-            items=np.zeros((n_visits, c), np.int32),
+            slots=self._memory.put(np.full(len(self.data), -1, np.int32)),
+            items=room(n_visits, c, dtype=np.int32),
             user_rows=room(n_visits, k),
             item_rows=room(n_visits * c, k),
             user_squares=room(n_squares, k + 1),
@@ -257,7 +251,7 @@ class Program:
     @property
     def log_bytes(self) -> int:
         """Bytes of the log of one step."""
-        return sum(array.nbytes for array in self.new_log(1)[1:])
+        return sum(array.nbytes for array in self.on("cpu").new_log(1)[1:])
 
     @property
     def order(self) -> npt.NDArray[np.int64]:
@@ -309,14 +303,14 @@ class Program:
 
         `part` are the strata of it to run, all of them by default.
         """
-        sgd = dispatch.kernels("sgd")
-        sampler = self.sampler
+        sgd = dispatch.kernels("sgd", self.device)
+        examples, pointers, sampler = self.placed
         if epoch in self._drawn:
-            sampler = sampler._replace(drawn=self._drawn[epoch])
+            sampler = sampler._replace(drawn=self._memory.put(self._drawn[epoch]))
         arguments = (
             *state,
-            self.examples,
-            self.schedule.pointers,
+            examples,
+            pointers,
             sampler,
             self.hyper(epoch),
             self.recipe.loss_code,
@@ -325,7 +319,7 @@ class Program:
             record,
             log,
         )
-        if n_threads == 1 or self.schedule.n_groups == 1:
+        if n_threads == 1 or self.schedule.n_groups == 1 or self.device != "cpu":
             total = sgd.sgd_epoch(*arguments)
         else:
             total = _run_parallel(sgd.sgd_epoch_parallel, arguments, n_threads)
@@ -335,27 +329,15 @@ class Program:
         """Mean loss of working tables on other examples, their negatives always the same."""
         order = np.arange(len(validation))
         examples = self._in_order(validation, order, np.ones(len(validation)))
-        sgd = dispatch.kernels("sgd")
-        hyper = self.hyper(0)
         return float(
-            sgd.mean_loss(state.tables, examples, self.sampler, hyper, self.recipe.loss_code)
+            dispatch.kernels("sgd", self.device).mean_loss(
+                state.tables,
+                self._memory.put(examples),
+                self.placed.sampler,
+                self.hyper(0),
+                self.recipe.loss_code,
+            )
         )
-
-
-def _rearranged(state: State, rows: tuple[npt.NDArray[Any], ...]) -> State:
-    """Copies of all tables: rows[0] of those of the users, rows[1] of those of the items."""
-
-    def tables(old: Tables | None) -> Tables | None:
-        if old is None:
-            return None
-        new = Tables(*(aligned_zeros(table.shape, table.dtype) for table in old))
-        for number, (table, copied) in enumerate(zip(old, new, strict=True)):
-            np.take(table, rows[number % 2], axis=0, out=copied, mode="clip")
-        return new
-
-    moved = tables(state.tables)
-    assert moved is not None
-    return State(moved, tables(state.squares))
 
 
 def _run_parallel(function: Any, arguments: tuple[Any, ...], n_threads: int) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastinfluence import dispatch
 from fastinfluence.errors import DivergenceError
 from fastinfluence.progress import progress
 from fastinfluence.training.trajectory import Trajectory
@@ -26,6 +27,7 @@ def train(
     record: bool = False,
     memory_budget: int,
     n_threads: int = 1,
+    device: str = "cpu",
     show_progress: bool | None = None,
 ) -> Trajectory:
     """Run all epochs and keep what is needed to run them again.
@@ -47,8 +49,16 @@ def train(
     memory_budget : int
         Bytes the checkpoints may take; the first and last are kept in any case.
     n_threads : int
+    device : str, default "cpu"
+        Backend that runs the steps; it never changes a bit.
     show_progress : bool, optional
+
+    Raises
+    ------
+    DivergenceError
+        Parameters or a loss are not finite; it holds what was trained until then.
     """
+    whole, program = program, program.on(device)
     start = start or program.start()
     n_epochs = n_epochs or program.recipe.n_epochs
     state = program.enter(start)
@@ -66,7 +76,7 @@ def train(
             except DivergenceError as error:
                 last = max(checkpoints)
                 error.trajectory = Trajectory(
-                    program, checkpoints, losses[:last], validation_losses[:last]
+                    whole, checkpoints, losses[:last], validation_losses[:last]
                 )
                 raise
             done = epoch + 1
@@ -89,7 +99,8 @@ def train(
         # Cut the run at its best epoch; what was recorded later is rebuilt when asked for.
         losses, rows = losses[:best_epoch], None
         checkpoints = {e: c for e, c in checkpoints.items() if e <= best_epoch}
-    return Trajectory(program, checkpoints, losses, validation_losses, rows)
+    rows = dispatch.memory(device).fetch(rows)
+    return Trajectory(whole, checkpoints, losses, validation_losses, rows)
 
 
 def _checkpoint_stride(state: Any, n_epochs: int, memory_budget: int) -> int:
@@ -101,8 +112,10 @@ def _checkpoint_stride(state: Any, n_epochs: int, memory_budget: int) -> int:
 
 
 def _check_finite(loss: float, state: Any, epoch: int, program: Any) -> None:
-    if np.isfinite(loss) and all(np.isfinite(table).all() for table in state.tables):
-        return
+    if np.isfinite(loss):
+        tables = dispatch.memory(program.device).fetch(state.tables)
+        if all(np.isfinite(table).all() for table in tables):
+            return
     raise DivergenceError(
         f"training diverged in epoch {epoch} (loss {loss}): lower learning_rate "
         f"(now {program.recipe.learning_rate:g}) or raise regularization "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence import dispatch
 from fastinfluence.errors import DataError, ReplayMismatch
 from fastinfluence.progress import progress
 from fastinfluence.training.program import check_weights
@@ -21,7 +22,8 @@ class Trajectory:
     Attributes
     ----------
     program : Program or GraphProgram
-        Data, weights, recipe and order: everything that determines the run.
+        Data, weights, recipe and order: everything that determines the run. On the CPU,
+        whatever device it was run on.
     checkpoints : dict of int to State or GraphState
         Parameters after so many epochs; always holds 0 and `n_epochs`.
     losses : list of float
@@ -74,13 +76,20 @@ class Trajectory:
         return checksum
 
     def replay(
-        self, *, n_threads: int = 1, show_progress: bool | None = None, **options: Any
+        self,
+        *,
+        n_threads: int = 1,
+        device: str = "cpu",
+        show_progress: bool | None = None,
+        **options: Any,
     ) -> Any:
         """Train again from the first checkpoint and record every example's row changes.
 
         Parameters
         ----------
         n_threads, show_progress
+        device : str, default "cpu"
+            Backend that runs the steps; the record is in CPU memory.
         **options
             Of the program's `run_epoch`: ``credit`` for triples.
 
@@ -94,10 +103,11 @@ class Trajectory:
         ReplayMismatch
             The run did not end in the parameters of the last checkpoint.
         """
-        record = self.program.new_record()
-        end = self._run(self.program, n_threads, show_progress, record=record, **options)
+        program = self.program.on(device)
+        record = program.new_record()
+        end = self._run(program, n_threads, show_progress, record=record, **options)
         self.check_reached(end, self.n_epochs)
-        return record
+        return dispatch.memory(device).fetch(record)
 
     def verify(self, *, n_threads: int = 1) -> None:
         """Train again and compare: raises ReplayMismatch unless every bit is the same."""

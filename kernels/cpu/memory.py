@@ -43,4 +43,8 @@ def copied(given: Any) -> Any:
     if isinstance(given, tuple):
         found = map(copied, given)
         return type(given)(*found) if hasattr(given, "_fields") else tuple(found)
-    return given.copy() if isinstance(given, np.ndarray) else given
+    if not isinstance(given, np.ndarray):
+        return given
+    new = zeros(given.shape, given.dtype)
+    new[...] = given
+    return new
