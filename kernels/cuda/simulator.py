@@ -7,13 +7,15 @@ in the kernels' files: inside of a kernel it has the exchanges of a warp as well
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import cuda, types
 from numba.cuda.simulator import kernel as contexts
+from numba.np.numpy_support import as_dtype
 
 __all__ = ["Cuda", "fma", "load4", "product", "store4"]
 
@@ -50,6 +52,22 @@ def _shuffle(source: Callable[[int, int], int]) -> Callable[..., Any]:
         return values.get(source(lane, int(number)), value)
 
     return shuffle
+
+
+class _Shared:
+    """Shared memory of the block: the simulator's refuses to hear of an alignment."""
+
+    def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+        room = contexts._kernel_context.shared
+        if shape == 0:  # dynamic
+            return room.array(0, dtype)
+        frame = sys._getframe(1)  # an array is known by the line that asks for it
+        caller = frame.f_code.co_filename, frame.f_lineno
+        with _lock:
+            if caller not in room._allocations:
+                kind = as_dtype(dtype) if isinstance(dtype, types.Type) else dtype
+                room._allocations[caller] = np.empty(shape, kind)
+            return room._allocations[caller]
 
 
 class Cuda:
@@ -89,6 +107,10 @@ class Cuda:
     @staticmethod
     def popc(value: Any) -> int:
         return int(value).bit_count()
+
+    @property
+    def shared(self) -> Any:
+        return cuda.shared if contexts._kernel_context is None else _Shared()
 
     def __getattr__(self, name: str) -> Any:
         context = contexts._kernel_context

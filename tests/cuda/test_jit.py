@@ -48,6 +48,23 @@ def test_lanes_of_a_warp_exchange_what_they_hold():
 
 
 @jit.kernel
+def turned_round(x, out):
+    mine = cuda.shared.array(32, np.float64, alignment=16)
+    again = cuda.shared.array(32, np.float64, alignment=16)
+    rest = cuda.shared.array(0, np.float64, alignment=16)
+    t = cuda.threadIdx.x
+    mine[t], again[t], rest[t] = x[t], 2 * x[t], 3 * x[t]
+    cuda.syncthreads()
+    out[0, t], out[1, t], out[2, t] = mine[31 - t], again[31 - t], rest[31 - t]
+
+
+def test_aligned_shared_memory_static_and_dynamic():
+    x, out = np.arange(32.0), memory.put(np.full((3, 32), np.nan))
+    jit.launch(turned_round, 1, 32, memory.put(x), out, shared=32 * 8)
+    assert (memory.fetch(out) == np.arange(1, 4)[:, None] * x[::-1]).all()
+
+
+@jit.kernel
 def arithmetic(x, y, z, out):
     t = cuda.threadIdx.x
     out[t] = simd.fma(x[t], y[t], z[t])
