@@ -59,13 +59,13 @@ class _Shared:
 
     def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         room = contexts._kernel_context.shared
+        kind = np.dtype(as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
         if shape == 0:  # dynamic
-            return room.array(0, dtype)
+            return room.array(0, kind)
         frame = sys._getframe(1)  # an array is known by the line that asks for it
         caller = frame.f_code.co_filename, frame.f_lineno
         with _lock:
             if caller not in room._allocations:
-                kind = as_dtype(dtype) if isinstance(dtype, types.Type) else dtype
                 room._allocations[caller] = np.empty(shape, kind)
             return room._allocations[caller]
 
