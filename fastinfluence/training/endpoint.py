@@ -39,7 +39,8 @@ class Endpoint:
     length n are by training index.
 
     Nothing depends on the number of threads, to the bit. Products share scratch memory: one call
-    at a time.
+    at a time. Panels (n_rows, d, LANES), blocks and credit are arrays of the device; what is one
+    number an example is in CPU memory.
 
     Parameters
     ----------
@@ -47,13 +48,18 @@ class Endpoint:
     tables : Tables
         By code.
     n_threads : int, default 1
+        Of the CPU.
+    device : str, default "cpu"
+        Backend that holds the arrays and computes: see `dispatch`.
 
     Attributes
     ----------
     n_rows, d, n : int
         Rows, numbers in a row (n_factors + 1), training examples.
     dtype : numpy.dtype
+    device : str
     rows : (n_rows, d)
+        On the device.
     n_users : int
         Rows, the first, that the Hessian does not join with one another.
     identity : object
@@ -68,23 +74,28 @@ class Endpoint:
     N_DRAWS: ClassVar[int] = 4
     """Epochs whose negatives are averaged."""
 
-    def __init__(self, program: Program, tables: Tables, *, n_threads: int = 1) -> None:
+    def __init__(
+        self, program: Program, tables: Tables, *, n_threads: int = 1, device: str = "cpu"
+    ) -> None:
         data = program.data
+        self.device, self._memory = device, dispatch.memory(device)
         self.n_users, self.n_rows = data.n_users, data.n_users + data.n_items
         self.d, self.n, self.dtype = program.recipe.n_factors + 1, len(data), program.dtype
         self._program, self._n_threads = program, n_threads
         self._share = 1.0
         self._take(tables)
         negatives = self._drawn()
-        self._edges, self._users, self._items = edges_of(data, negatives)
-        self._values = data.values[self._edges.examples].astype(self.dtype)
-        self._weights = program.weights[self._edges.examples].astype(self.dtype)
+        edges, users, items = edges_of(data, negatives)
+        values, weights = data.values[edges.examples], program.weights[edges.examples]
+        self._edges, self._users, self._items = self._memory.put((edges, users, items))
+        self._values = self._memory.put(values.astype(self.dtype))
+        self._weights = self._memory.put(weights.astype(self.dtype))
 
     def _take(self, tables: Tables) -> None:
         self._tables = tables
         self.identity = object()  # the same of those that have the same Hessian
-        self.rows: Array = aligned_zeros((self.n_rows, self.d), self.dtype)
-        halves = (self.rows[: self.n_users], self.rows[self.n_users :])
+        rows: Array = aligned_zeros((self.n_rows, self.d), self.dtype)
+        halves = (rows[: self.n_users], rows[self.n_users :])
         for half, factors, biases in zip(halves, tables[:2], tables[2:], strict=True):
             if factors.shape != (len(half), self.d - 1) or biases.shape != (len(half),):
                 raise DataError(
@@ -92,8 +103,8 @@ class Endpoint:
                     f"{len(half):,} rows of {self.d - 1} factors"
                 )
             half[:, :-1], half[:, -1] = factors, biases
-        if not np.isfinite(self.rows).all():
-            row = int((~np.isfinite(self.rows)).any(1).argmax())
+        if not np.isfinite(rows).all():
+            row = int((~np.isfinite(rows)).any(1).argmax())
             of_user = row < self.n_users
             kind, code = ("user", row) if of_user else ("item", row - self.n_users)
             raise DataError(
@@ -101,8 +112,9 @@ class Endpoint:
                 "there; train again with a lower learning_rate"
             )
         self._asked: tuple[Any, Any] | None = None
-        self._ends: Array = self.rows.copy()  # what scores are made of at the other end
-        self._ends[:, -1] = 1
+        ends = rows.copy()  # what scores are made of at the other end
+        ends[:, -1] = 1
+        self.rows, self._ends = self._memory.put((rows, ends))
 
     def at(self, tables: Tables) -> Endpoint:
         """Return the same loss, negatives and all, at other parameters."""
@@ -124,7 +136,8 @@ class Endpoint:
     def reweighted(self, weights: npt.NDArray[np.float64]) -> Endpoint:
         """Return the loss with other weights (n,) of the examples."""
         other = self.at(self._tables)
-        other._weights = weights[self._edges.examples].astype(self.dtype)
+        examples = self._memory.fetch(self._edges.examples)
+        other._weights = self._memory.put(weights[examples].astype(self.dtype))
         vars(other).pop("_shrinkage", None)
         return other
 
@@ -150,15 +163,15 @@ class Endpoint:
     # ---------------------------------------------------------------- by example
 
     @cached_property
-    def _derivatives(self) -> tuple[Array, Array, npt.NDArray[np.float64]]:
+    def _derivatives(self) -> tuple[Array, Array, Array]:
         """dL/df and curvature (m,) of every edge, weighted losses (n,) in the order of the edges.
 
         The arrays are of the parameters and weights as they are.
         """
-        gradients, curvatures = (np.empty(len(self._items), self.dtype) for _ in range(2))
-        losses = np.empty(self.n)
-        program = self._program
-        kernel = dispatch.kernels("edge_losses").edge_losses
+        empty, m, program = self._memory.empty, self._items.shape[0], self._program
+        gradients, curvatures = (empty((m,), self.dtype) for _ in range(2))
+        losses = empty((self.n,), np.float64)
+        kernel = dispatch.kernels("edge_losses", self.device).edge_losses
 
         def part(start: int, stop: int) -> None:
             kernel(
@@ -171,26 +184,31 @@ class Endpoint:
         return gradients, curvatures, losses
 
     def _by_example(self, part: Any) -> None:
-        parts = dispatch.equal_parts(self.n, 4 * self._n_threads)
+        parts = [(0, self.n)]
+        if self.device == "cpu":
+            parts = dispatch.equal_parts(self.n, 4 * self._n_threads)
         dispatch.run_parts(part, parts, self._n_threads)
 
     @cached_property
     def _shrinkage(self) -> tuple[Array, Array]:
         """L2 of the item of every edge (m,), and of every row (n_rows,), weights included."""
-        edges = self._edges
-        counts = np.diff(edges.first)
-        of_edges = np.repeat(self._weights.astype(np.float64), counts)
+        fetch = self._memory.fetch
+        edges, weights = fetch(self._edges), fetch(self._weights)
+        of_edges = np.repeat(weights.astype(np.float64), np.diff(edges.first))
         of_edges[edges.owns != np.arange(len(of_edges))] *= self._share
         of_edges *= self._program.recipe.regularization
         own = of_edges[edges.first[:-1]]
-        rows = np.bincount(self._users, own, self.n_rows)
-        rows += np.bincount(self._items, of_edges, self.n_rows)
-        return of_edges.astype(self.dtype), rows.astype(self.dtype)
+        rows = np.bincount(fetch(self._users), own, self.n_rows)
+        rows += np.bincount(fetch(self._items), of_edges, self.n_rows)
+        found: tuple[Array, Array] = self._memory.put(
+            (of_edges.astype(self.dtype), rows.astype(self.dtype))
+        )
+        return found
 
     def losses(self) -> npt.NDArray[np.float64]:
         """``w_j l_j`` (n,) float64."""
-        found = np.empty(self.n)
-        found[self._edges.examples] = self._derivatives[2]
+        found, fetch = np.empty(self.n), self._memory.fetch
+        found[fetch(self._edges.examples)] = fetch(self._derivatives[2])
         return found
 
     def loss_drops(
@@ -207,12 +225,14 @@ class Endpoint:
         Notes
         -----
         O(d) for every edge of the examples that touch a moved row, and with no cancellation:
-        changes may be as small as they like.
+        changes may be as small as they like. Computed on the CPU, whatever the device.
         """
         found, program = np.zeros(self.n), self._program
+        rows, *loss = self._memory.fetch(
+            (self.rows, self._edges, self._users, self._items, self._values, self._weights)
+        )
         dispatch.kernels("loss_drops").loss_drops(
-            program.recipe.loss_code, self.rows, changes, moved, self._edges, self._users,
-            self._items, self._values, self._weights, self._share,
+            program.recipe.loss_code, rows, changes, moved, *loss, self._share,
             float(self.dtype.type(program.mean)), program.recipe.regularization, self.n_users,
             found,
         )  # fmt: skip
@@ -226,7 +246,8 @@ class Endpoint:
             ours = (queries >= start) & (queries < start + LANES)
             at: Any = (codes[ours] + offset, slice(None), queries[ours] - start)
             np.add.at(panel, at, rows[ours])
-        return panel
+        there: Array = self._memory.put(panel)
+        return there
 
     def _gradients(self, quantity: Any) -> Any:
         """Gradients of all queries of a quantity, computed once for all of its panels."""
@@ -236,11 +257,11 @@ class Endpoint:
 
     def credit(self, panel: Array) -> Array:
         """``-w_j grad l_j . panel`` (n, LANES): the change of phi by a small step along j."""
-        hessian = dispatch.kernels("hessian")
+        hessian = self._hessian
         slopes = self._slopes(panel)
-        dots = np.empty((self.n_rows, LANES), self.dtype)
+        dots = self._memory.empty((self.n_rows, LANES), self.dtype)
         hessian.row_dots(self.rows, panel, 0, self.n_rows, dots)
-        found = aligned_zeros((self.n, LANES), self.dtype)
+        found: Array = self._memory.zeros((self.n, LANES), self.dtype)
         gradients, l2 = self._derivatives[0], self._shrinkage[0]
 
         def part(start: int, stop: int) -> None:
@@ -262,8 +283,8 @@ class Endpoint:
 
     def _of_gradients(self, name: str) -> Array:
         """A number (n,) from the gradient of every example."""
-        kernel = getattr(dispatch.kernels("hessian"), name)
-        found = np.empty(self.n, self.dtype)
+        kernel = getattr(self._hessian, name)
+        found = self._memory.empty((self.n,), self.dtype)
         gradients, l2 = self._derivatives[0], self._shrinkage[0]
 
         def part(start: int, stop: int) -> None:
@@ -273,9 +294,15 @@ class Endpoint:
             )  # fmt: skip
 
         self._by_example(part)
-        return found
+        numbers: Array = self._memory.fetch(found)
+        return numbers
 
     # ---------------------------------------------------------------- Hessian
+
+    @property
+    def _hessian(self) -> Any:
+        """The kernels."""
+        return dispatch.kernels("hessian", self.device)
 
     def product(self, panel: Array, out: Array, *, full: bool = False) -> None:
         """Write the Hessian of F times each lane of a panel to `out`.
@@ -323,19 +350,19 @@ class Endpoint:
         -----
         It takes as long as `product`.
         """
-        users = slice(self.n_users)
-        panel[users] = 0
+        passes, users = dispatch.kernels("conjugate_gradients", self.device), (0, self.n_users)
+        passes.clear(*users, panel)
         slopes = self._slopes(panel, _ITEMS)
         self._pull(panel, self._bends(slopes), out, full, _USERS)
-        np.negative(out[users], out=out[users])
+        passes.scale(np.full(LANES, -1, self.dtype), *users, out)
         solve_users(out, panel)
         slopes = self._slopes(panel, _USERS, added=True)
         self._pull(panel, self._bends(slopes), out, full, _ITEMS)
 
     def blocks(self) -> Array:
         """The diagonal blocks (n_rows, d, d) of the Gauss-Newton matrix, one a row."""
-        row_blocks = dispatch.kernels("hessian").row_blocks
-        blocks = aligned_zeros((self.n_rows, self.d, self.d), self.dtype)
+        row_blocks = self._hessian.row_blocks
+        blocks: Array = self._memory.zeros((self.n_rows, self.d, self.d), self.dtype)
         curvatures, l2 = self._derivatives[1], self._shrinkage[1]
 
         def part(start: int, stop: int) -> None:
@@ -354,7 +381,7 @@ class Endpoint:
 
         Overwritten by the next call, or added to by it.
         """
-        kernel, out = dispatch.kernels("hessian").slopes, self._slope_room
+        kernel, out = self._hessian.slopes, self._slope_room
         for side in sides:
 
             def part(start: int, stop: int, added: bool = added) -> None:
@@ -366,7 +393,7 @@ class Endpoint:
 
     def _bends(self, slopes: Array, *, in_place: bool = False) -> Array:
         """Change (m, LANES) of dL/df of every score along the slopes."""
-        bend, bends = dispatch.kernels("hessian").bend, slopes if in_place else self._bend_room
+        bend, bends = self._hessian.bend, slopes if in_place else self._bend_room
         loss, curvatures = self._program.recipe.loss_code, self._derivatives[1]
 
         def part(start: int, stop: int) -> None:
@@ -379,7 +406,7 @@ class Endpoint:
         self, panel: Array, bends: Array, out: Array, full: bool, sides: tuple[int, ...]
     ) -> None:
         """Bring the changes of dL/df back to some sides' rows of `out`."""
-        pull, gradients = dispatch.kernels("hessian").pull, self._derivatives[0] if full else None
+        pull, gradients = self._hessian.pull, self._derivatives[0] if full else None
 
         def part(start: int, stop: int) -> None:
             l2 = self._shrinkage[1]
@@ -391,19 +418,25 @@ class Endpoint:
     @property
     def scratch_bytes(self) -> int:
         """Memory that products take besides what they are given."""
-        return len(_ROOMS) * len(self._items) * LANES * self.dtype.itemsize
+        return len(_ROOMS) * int(self._items.shape[0]) * LANES * self.dtype.itemsize
 
     @cached_property
     def _slope_room(self) -> Array:
-        return aligned_zeros((len(self._items), LANES), self.dtype)
+        return self._room()
 
     @cached_property
     def _bend_room(self) -> Array:
-        return aligned_zeros((len(self._items), LANES), self.dtype)
+        return self._room()
+
+    def _room(self) -> Array:
+        room: Array = self._memory.zeros((self._items.shape[0], LANES), self.dtype)
+        return room
 
     @cached_property
     def _parts(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Runs of users and of items of nearly equal work."""
+        """Runs of users and of items of nearly equal work; all at once on a device."""
+        if self.device != "cpu":
+            return [(0, self.n_users)], [(self.n_users, self.n_rows)]
         work = np.diff(self._edges.pointers) + 1.0
         users, items = (
             dispatch.even_parts(part, 4 * self._n_threads)

@@ -275,9 +275,9 @@ class Program:
         pointers, n_groups = self.schedule.pointers, self.schedule.n_groups
         return int(pointers[part[0] * n_groups]), int(pointers[part[1] * n_groups])
 
-    def endpoint(self, tables: Tables, *, n_threads: int = 1) -> Endpoint:
+    def endpoint(self, tables: Tables, *, n_threads: int = 1, device: str = "cpu") -> Endpoint:
         """What this run minimises, at parameters by code."""
-        return Endpoint(self, tables, n_threads=n_threads)
+        return Endpoint(self, tables, n_threads=n_threads, device=device)
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
