@@ -1,0 +1,141 @@
+"""Products of packed rows, a tile of 128 x 128 for a block: what ranks and softmaxes are made of.
+
+A block walks along the coordinates sixteen at a time, through shared memory, and every thread
+keeps 8 x 8 sums in registers: 64 fused multiply-adds for four loads of four numbers, so the
+arithmetic is the bound. Each product is summed in the order of the coordinates, one rounding a
+step: its bits depend on nothing but the two rows, as on the CPU, and are the CPU's.
+
+Packed rows stand in panels of sixteen, coordinate by coordinate, the last panel as wide as what
+is left (see `panels` in kernels.cpu): a panel's part of a stage is 1 KiB without a gap.
+"""
+
+from ..structures import LANES
+from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
+from .simd import fma, load4
+
+__all__ = ["LEFT", "RIGHT", "THREADS", "column_of", "pack", "row_of", "score_at", "tile_product"]
+
+_Y = 2 if SIMULATED else 16
+THREADS = (16, _Y)
+"""Of a block that calls `tile_product`."""
+LEFT = 8 * _Y
+"""Rows of a tile."""
+RIGHT = 128
+"""Columns of a tile."""
+
+_HALF = LEFT // 2
+_DEPTH = 4 if SIMULATED else 16  # coordinates of a stage
+# Sixteen more than a row has: two coordinates of a panel then lie in different banks.
+_LEFT_PITCH, _RIGHT_PITCH = LEFT + 16, RIGHT + 16
+_LEFT_ROOM, _RIGHT_ROOM = _DEPTH * _LEFT_PITCH, _DEPTH * _RIGHT_PITCH
+_PACKERS = 32 if SIMULATED else 256
+
+
+@inner_kernel
+def row_of(r):
+    """Row in the tile of a thread's r-th row of sums."""
+    return (r // 4) * _HALF + 4 * cuda.threadIdx.y + r % 4
+
+
+@inner_kernel
+def column_of(c):
+    """Column in the tile of a thread's c-th column of sums."""
+    return (c // 4) * (RIGHT // 2) + 4 * cuda.threadIdx.x + c % 4
+
+
+@inner_kernel(forceinline=True)
+def tile_product(left, n_left, top, right, n_right, base, d, sums):
+    """Inner products of rows ``top : top + LEFT`` with rows ``base : base + RIGHT``; 0 behind n.
+
+    Parameters
+    ----------
+    left, right : flat, packed rows
+    n_left, n_right : int
+        How many there are.
+    top, base : int
+        Multiples of sixteen.
+    d : int
+    sums : (64,), local, out
+        Of `row_of` r and `column_of` c at ``8 * r + c``.
+    """
+    a = cuda.shared.array(_LEFT_ROOM, sums.dtype, alignment=16)
+    b = cuda.shared.array(_RIGHT_ROOM, sums.dtype, alignment=16)
+    for i in range(64):
+        sums[i] = 0
+    for f in range(0, d, _DEPTH):
+        cuda.syncthreads()  # the stage before has been read
+        _stage(left, n_left, top, d, f, a, LEFT, _LEFT_PITCH)
+        _stage(right, n_right, base, d, f, b, RIGHT, _RIGHT_PITCH)
+        cuda.syncthreads()
+        _multiply(a, b, sums)
+
+
+@inner_kernel(forceinline=True)
+def _stage(packed, n, first, d, f, room, size, pitch):
+    """Copy sixteen coordinates of `size` rows; what is not there is 0."""
+    thread = cuda.threadIdx.x + 16 * cuda.threadIdx.y
+    for i in range(thread, size * (_DEPTH // 4), 16 * _Y):
+        quad, coordinate = 4 * (i % 4), i // 4 % _DEPTH
+        panel = first + LANES * (i // (4 * _DEPTH))
+        width = min(LANES, n - panel)
+        at = panel * d + (f + coordinate) * width + quad
+        to = coordinate * pitch + panel - first + quad
+        if f + coordinate < d and width == LANES:
+            room[to], room[to + 1], room[to + 2], room[to + 3] = load4(packed, at)
+        else:
+            for p in range(4):
+                inside = f + coordinate < d and quad + p < width
+                room[to + p] = packed[at + p] if inside else room.dtype.type(0)
+
+
+@inner_kernel(forceinline=True)
+def _multiply(a, b, sums):
+    for f in range(_DEPTH):
+        x0, x1, x2, x3 = load4(a, f * _LEFT_PITCH + 4 * cuda.threadIdx.y)
+        x4, x5, x6, x7 = load4(a, f * _LEFT_PITCH + _HALF + 4 * cuda.threadIdx.y)
+        y0, y1, y2, y3 = load4(b, f * _RIGHT_PITCH + 4 * cuda.threadIdx.x)
+        y4, y5, y6, y7 = load4(b, f * _RIGHT_PITCH + RIGHT // 2 + 4 * cuda.threadIdx.x)
+        y = (y0, y1, y2, y3, y4, y5, y6, y7)
+        # As a loop the compiler would keep the sums in memory.
+        _multiply_row(x0, y, sums, 0)
+        _multiply_row(x1, y, sums, 8)
+        _multiply_row(x2, y, sums, 16)
+        _multiply_row(x3, y, sums, 24)
+        _multiply_row(x4, y, sums, 32)
+        _multiply_row(x5, y, sums, 40)
+        _multiply_row(x6, y, sums, 48)
+        _multiply_row(x7, y, sums, 56)
+
+
+@inner_kernel(forceinline=True)
+def _multiply_row(x, y, sums, at):
+    for c in range(8):
+        sums[at + c] = fma(x, y[c], sums[at + c])
+
+
+@inner_kernel
+def score_at(vectors, q, packed, n, c):
+    """Inner product of a row of `vectors` (m, d) with packed row c, with the bits of a tile."""
+    d = vectors.shape[1]
+    panel = c // LANES * LANES
+    width = min(LANES, n - panel)
+    total = vectors.dtype.type(0)
+    for f in range(d):
+        total = fma(vectors[q, f], packed[panel * d + f * width + c - panel], total)
+    return total
+
+
+def pack(vectors, start, stop, out):
+    """Pack rows ``start:stop`` of `vectors` (n, d) in whole panels, zeros behind the last."""
+    d = vectors.shape[1]
+    blocks = -(-(stop - start) // LANES) * -(-LANES * d // _PACKERS)
+    launch(_pack, blocks, _PACKERS, vectors, start, stop, out, wait=False)
+
+
+@kernel
+def _pack(vectors, start, stop, out):
+    d = vectors.shape[1]
+    panels = (stop - start + LANES - 1) // LANES
+    for i in range(cuda.grid(1), panels * LANES * d, cuda.gridsize(1)):
+        row = start + i // (LANES * d) * LANES + i % LANES
+        out[i] = vectors[row, i // LANES % d] if row < stop else out.dtype.type(0)
