@@ -1,0 +1,88 @@
+"""Substitution with a Cholesky factor by one warp, for 16 right-hand sides.
+
+A thread holds coordinate i of 8 and the four lanes from q on. Substitution goes by tiles of 8 x 8:
+a tile's own 8 steps exchange numbers by shuffles, the products with other tiles read the vector
+from shared memory (the room, whole tiles of it), four lanes a load.
+"""
+
+from ..structures import LANES
+from .fours import add4, put4, times4
+from .jit import cuda, inner_kernel
+from .simd import load4
+
+__all__ = ["TILE", "WHOLE", "backward", "forward"]
+
+TILE = 8  # coordinates a warp holds at a time, of 16 lanes in quads
+WHOLE = 0xFFFFFFFF  # all threads of a warp
+
+
+@inner_kernel
+def _from_thread(lanes, source):
+    """Four lanes of another thread of the warp."""
+    return (
+        cuda.shfl_sync(WHOLE, lanes[0], source),
+        cuda.shfl_sync(WHOLE, lanes[1], source),
+        cuda.shfl_sync(WHOLE, lanes[2], source),
+        cuda.shfl_sync(WHOLE, lanes[3], source),
+    )
+
+
+@inner_kernel
+def forward(factors, divisors, row, first, lanes, room, base, i, q):
+    """Coordinates `first` to ``first + 8`` of ``L y = b``, with those before them in the room.
+
+    `lanes` is the thread's part of b, four lanes of coordinate ``first + i``; y is returned, and
+    put into the room.
+    """
+    d = factors.shape[1]
+    f = min(first + i, d - 1)  # beyond the last coordinate anything that can be read will do
+    for tile in range(0, first, TILE):
+        for j in range(TILE):
+            x = -factors[row, f, tile + j]
+            lanes = add4(lanes, x, load4(room, base + LANES * (tile + j) + q))
+    one = divisors[row, f]
+    for j in range(TILE):
+        solved = _from_thread(times4(one, lanes), 4 * j + q // 4)
+        if i == j:
+            lanes = solved
+        if i > j:
+            x = -factors[row, f, min(first + j, d - 1)]
+            lanes = add4(lanes, x, solved)
+    if first + i >= d:
+        lanes = times4(room.dtype.type(0), lanes)
+    put4(room, base + LANES * (first + i) + q, lanes)
+    cuda.syncwarp()
+    return lanes
+
+
+@inner_kernel
+def backward(factors, divisors, row, room, base, i, q, out):
+    """``out = L'^-1 y`` of a row; y is in the room, where each tile is taken out of those before.
+
+    By rows of L, as in the forward pass: those read last are the first to be read again.
+    """
+    d = factors.shape[1]
+    for back in range(0, d, TILE):
+        first = (d - 1) // TILE * TILE - back
+        f = min(first + i, d - 1)
+        here = base + LANES * first + q
+        lanes, one = load4(room, here + LANES * i), divisors[row, f]
+        for n in range(TILE):
+            j = TILE - 1 - n
+            solved = _from_thread(times4(one, lanes), 4 * j + q // 4)
+            if i == j:
+                lanes = solved
+            if i < j:
+                x = -factors[row, min(first + j, d - 1), f]
+                lanes = add4(lanes, x, solved)
+        if first + i < d:
+            put4(out[first + i], q, lanes)
+        put4(room, here + LANES * i, lanes)
+        cuda.syncwarp()
+        for tile in range(0, first, TILE):
+            place = base + LANES * (tile + i) + q
+            lanes = load4(room, place)
+            for j in range(TILE):
+                x = -factors[row, min(first + j, d - 1), tile + i]
+                lanes = add4(lanes, x, load4(room, here + LANES * j))
+            put4(room, place, lanes)
