@@ -43,8 +43,9 @@ def read_out(case, k, sign=1, totals=True, cut=False):
             exclusions = Exclusions(starts, stops, places)
             READOUT.read_side(dtype.type(sign), side, queries, exclusions, units, *part, top)
     READOUT.read_own(
-        dtype.type(sign), case.user_side, case.item_side, Exclusions(starts, stops, case.own_places),
-        case.own_item_places, (case.item_vectors, case.user_vectors), users, items, top,
+        dtype.type(sign), case.user_side, case.item_side,
+        Exclusions(starts, stops, case.own_places), case.own_item_places,
+        (case.item_vectors, case.user_vectors), users, items, top,
     )  # fmt: skip
     return top
 
