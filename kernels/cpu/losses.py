@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .falling import falling_exponential
 from .jit import inner_kernel
 
 __all__ = ["BPR", "LOGISTIC", "SQUARED", "candidate_curvatures", "candidate_gradients"]
@@ -28,7 +29,7 @@ def candidate_gradients(loss, scores, value, n_negatives, gradients):
             x -= scores[0]
         elif c == 0 and value > 0:
             x = -x
-        small = np.exp(-abs(x))
+        small = falling_exponential(-abs(x))
         upper = one / (one + small)  # sigmoid(|x|)
         slope = upper if x > zero else small * upper
         positive_parts += max(x, zero)
