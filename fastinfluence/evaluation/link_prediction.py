@@ -227,6 +227,7 @@ def link_prediction(
     predict: str = "both",
     filtered: bool = True,
     n_threads: int | None = None,
+    device: str = "auto",
     batch_size: int | None = None,
     show_progress: bool | None = None,
 ) -> LinkPrediction:
@@ -246,6 +247,7 @@ def link_prediction(
         right answer.
     n_threads : int, optional
         All processors by default; it never changes a rank.
+    device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
     batch_size : int, optional
         Questions whose vectors are in memory at a time, 8192 by default.
     show_progress : bool, optional
@@ -265,6 +267,8 @@ def link_prediction(
         The data have no such split.
     UnknownIdError
         An entity or relation the model's data do not have.
+    DeviceError
+        The device is not there, or has not memory enough for all entities and a batch.
 
     Notes
     -----
@@ -279,7 +283,9 @@ def link_prediction(
     asked, sides = _resolve(trajectory.data, triples), _SIDES[predict]
     codes = asked.heads, asked.relations, asked.tails
     questions = {side: model.links(*codes, predict=side) for side in sides}
-    counts = _count(trajectory, asked, questions, filtered, n_threads, batch_size, show_progress)
+    backend, _ = dispatch.choose(device, ("cpu", "cuda", "torch"))
+    threads, step = dispatch.thread_count(n_threads), batch_size or _QUESTIONS_AT_ONCE
+    counts = _count(trajectory, asked, questions, filtered, threads, backend, step, show_progress)
     greater, ties = (np.stack(columns, axis=1) for columns in zip(*counts, strict=True))
     return LinkPrediction(
         triples=asked,
@@ -296,14 +302,14 @@ def _count(
     asked: Triples,
     questions: dict[Side, Links],
     filtered: bool,
-    n_threads: int | None,
-    batch_size: int | None,
+    threads: int,
+    backend: str,
+    step: int,
     show_progress: bool | None,
 ) -> list[Counts]:
     """Counts of every side, in the order of `questions`."""
     data, graph, rows = trajectory.data, trajectory.program.graph, trajectory.end.tables
-    threads, step = dispatch.thread_count(n_threads), batch_size or _QUESTIONS_AT_ONCE
-    packed = pack_entities(graph, rows, threads)
+    packed = dispatch.memory(backend).put(pack_entities(graph, rows, threads))
     total = len(asked) * len(questions)
     sides = []
     with progress(total, description="ranking", show=show_progress, unit="question") as bar:
@@ -313,9 +319,10 @@ def _count(
                 block = slice(start, min(start + step, len(asked)))
                 some = Links(*(column[block] for column in links))
                 known = _known(data, asked, block, side) if filtered else None
-                blocks.append(
-                    count_ranks(graph, rows, packed, some, excluded=known, n_threads=threads)
+                found = count_ranks(
+                    graph, rows, packed, some, excluded=known, n_threads=threads, device=backend
                 )
+                blocks.append(found)
                 bar.update(block.stop - start)
             sides.append(Counts(*map(np.concatenate, zip(*blocks, strict=True))))
     return sides

@@ -151,6 +151,7 @@ def count_ranks(
     *,
     excluded: Exclusions | None = None,
     n_threads: int = 1,
+    device: str = "cpu",
 ) -> Counts:
     """Count the entities that score above each link's target, and those that tie with it.
 
@@ -159,28 +160,32 @@ def count_ranks(
     graph : Graph
     tables : GraphTables
     side : Side
-        From `pack_entities`.
+        From `pack_entities`, on the device if it is to stay there.
     links : Links
         The vectors of all of them exist at a time.
     excluded : Exclusions, optional
         As in `top_entities`, ascending for each question; a target may be among its own.
     n_threads : int
+    device : str
+        The backend.
     """
     n = len(links.targets)
     left_out = _places(excluded, n)
     vectors = link_vectors(graph, tables, links)
-    counts = Counts(np.empty(n, np.int64), np.empty(n, np.int64))
-    kernel = dispatch.kernels("ranks").count_ranks
+    memory, kernel = dispatch.memory(device), dispatch.kernels("ranks", device).count_ranks
+    rows, vectors, targets, left_out = memory.put((side.rows, vectors, links.targets, left_out))
+    counts = Counts(memory.empty(n, np.int64), memory.empty(n, np.int64))
 
     def part(start: int, stop: int) -> None:
         kernel(
-            side.rows, graph.n_entities, vectors, links.targets, left_out, start, stop,
+            rows, graph.n_entities, vectors, targets, left_out, start, stop,
             counts.greater, counts.equal,
         )  # fmt: skip
 
-    bounds = [*range(0, n, _RANKED_TOGETHER), n]
+    bounds = [*range(0, n, _RANKED_TOGETHER), n] if device == "cpu" else [0, n]
     dispatch.run_parts(part, list(itertools.pairwise(bounds)), n_threads)
-    return counts
+    found: Counts = memory.fetch(counts)
+    return found
 
 
 def _blocks(links: Links) -> Iterator[tuple[slice, Links]]:

@@ -56,10 +56,12 @@ class TripleRowAttribution(TripleAttribution):
         Fitted.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
+        Where influence is read from the rows; training is followed on the CPU.
     """
 
     explains: ClassVar[type[Model]] = KnowledgeGraphModel
+    served: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "torch")
 
     _readout: LinkReadout  # made by the method
 
@@ -76,7 +78,9 @@ class TripleRowAttribution(TripleAttribution):
     def _set_changes(self, changes: Array) -> None:
         """Take the changes (n, S, d) of every triple's rows, by training index."""
         tables, graph = self.model.trajectory_.end.tables, self.model.graph_
-        self._readout = LinkReadout(self.data, graph, tables, changes, self._n_threads)
+        self._readout = LinkReadout(
+            self.data, graph, tables, changes, self._n_threads, self._device
+        )
 
     @property
     def rows(self) -> TripleRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.data import Triples
-from fastinfluence.errors import ParameterError
+from fastinfluence.errors import DeviceMemoryError, ParameterError
 from fastinfluence.kernels.structures import (
     Graph,
     GraphTables,
@@ -76,15 +77,25 @@ class LinkReadout:
         As for `store_changes`; kept in the dtype of the tables.
     n_threads : int
         Of sorting and packing.
+    device : str, default "cpu"
+        The backend that reads; what is read from stays there.
 
     Raises
     ------
     ParameterError
         The changes are not those of these triples under this model.
+    DeviceMemoryError
+        They do not fit the device.
     """
 
     def __init__(
-        self, data: Triples, graph: Graph, tables: GraphTables, changes: Array, n_threads: int
+        self,
+        data: Triples,
+        graph: Graph,
+        tables: GraphTables,
+        changes: Array,
+        n_threads: int,
+        device: str = "cpu",
     ) -> None:
         self.graph, self.tables = graph, GraphTables(np.ascontiguousarray(tables.rows))
         expected = len(data), 4 if graph.reciprocal else 3, tables.rows.shape[1]
@@ -95,7 +106,9 @@ class LinkReadout:
             )
         changes = changes.astype(tables.rows.dtype, copy=False)
         self.store = store_changes(data, graph, changes, n_threads)
-        self._packed = pack_entities(graph, self.tables, n_threads).rows
+        packed = pack_entities(graph, self.tables, n_threads).rows
+        self._device, self._memory = device, dispatch.memory(device)
+        self._placed = self._memory.put((self.tables.rows, packed, self.store))
 
     def degrees(self, links: Links) -> Counts:
         """At most so many (n,) triples share an entity or the relation with each link."""
@@ -120,7 +133,15 @@ class LinkReadout:
         """
         import scipy.sparse
 
-        kernels = dispatch.kernels("graph_readout")
+        pointers, indices, values = _in_halves(
+            lambda some: self._read(kind, some, n_threads), links
+        )
+        shape = len(links.targets), len(self.store.heads)
+        return scipy.sparse.csr_array((values, indices, pointers), shape=shape)
+
+    def _read(self, kind: str, links: Links, n_threads: int) -> Influences:
+        """`influence` as a matrix in CPU memory, all of it at once on the device."""
+        kernels, memory = dispatch.kernels("graph_readout", self._device), self._memory
         code = {
             "score": kernels.SCORE,
             "log-probability": kernels.LOG_PROBABILITY,
@@ -128,34 +149,37 @@ class LinkReadout:
         }[kind]
         groups, group_of = self._group(links, n_threads)
         pointers, indices = self._candidates(groups, group_of, links.targets, n_threads)
-        out = Influences(pointers, indices, np.empty(len(indices), self.tables.rows.dtype))
-        sizes = np.diff(groups.touched_pointers)
-        units = _units(sizes, kernels.TOGETHER)
+        units = _units(np.diff(groups.touched_pointers), kernels.TOGETHER)
+        rows, packed, store = self._placed
+        asked, cut, begins, triples = memory.put((groups, units, pointers, indices))
+        values = memory.empty(len(indices), self.tables.rows.dtype)
+        out = Influences(begins, triples, values)
 
         def part(start: int, stop: int) -> None:
-            kernels.read_links(
-                code, self.graph, self.tables.rows, self._packed, self.store, groups, units,
-                start, stop, out,
-            )  # fmt: skip
+            kernels.read_links(code, self.graph, rows, packed, store, asked, cut, start, stop, out)
 
         work = units[:, 2] - units[:, 1] + 1.0
         scored = 1 if kind == "score" else self.graph.n_entities
         cost = _TRIPLE + scored * self.tables.rows.shape[1]
-        n_parts = min(_PARTS_PER_THREAD * n_threads, 1 + int(work.sum()) * cost // _PART)
+        most = _PARTS_PER_THREAD * n_threads if self._device == "cpu" else 1
+        n_parts = min(most, 1 + int(work.sum()) * cost // _PART)
         dispatch.run_parts(part, dispatch.even_parts(work, n_parts), n_threads)
-        shape = len(links.targets), len(self.store.heads)
-        return scipy.sparse.csr_array((out.values, indices, pointers), shape=shape)
+        return Influences(pointers, indices, memory.fetch(values))
 
     def self_influence(self, links: Links, n_threads: int) -> Array:
         """Influence (n_train,) of every triple on the score of its own link, one for each."""
-        result = np.empty(len(self.store.heads), self.tables.rows.dtype)
-        kernel = dispatch.kernels("graph_readout").self_influence
+        rows, _, store = self._placed
+        n, kernels = len(self.store.heads), dispatch.kernels("graph_readout", self._device)
+        own = self._memory.put(links)
+        result = self._memory.empty(n, self.tables.rows.dtype)
 
         def part(start: int, stop: int) -> None:
-            kernel(self.graph, self.tables.rows, self.store, links, start, stop, result)
+            kernels.self_influence(self.graph, rows, store, own, start, stop, result)
 
-        dispatch.run_parts(part, dispatch.equal_parts(len(result), 4 * n_threads), n_threads)
-        return result
+        n_parts = 4 * n_threads if self._device == "cpu" else 1
+        dispatch.run_parts(part, dispatch.equal_parts(n, n_parts), n_threads)
+        found: Array = self._memory.fetch(result)
+        return found
 
     def linear(self, gradient: Array, triples: npt.NDArray[Any] | None = None) -> Array:
         """Influence (m,) of triples, or of all, on something with a gradient: to first order.
@@ -228,6 +252,31 @@ class LinkReadout:
     def _relation_codes(self, rows: Codes) -> Codes:
         codes = rows - np.int32(self.graph.n_entities)
         return codes % np.int32(self.graph.n_relations)
+
+
+def _in_halves(read: Callable[[Links], Influences], links: Links) -> Influences:
+    """Read links, half of them at a time where the device has not memory enough for all.
+
+    Raises
+    ------
+    DeviceMemoryError
+        It is too small for a single link.
+    """
+    n = len(links.targets)
+    try:
+        return read(links)
+    except DeviceMemoryError as error:
+        if n == 1:
+            raise DeviceMemoryError(
+                f"the device has not memory enough to explain one link: {error}; use device='cpu'"
+            ) from error
+    halves = [Links(*(column[some] for column in links)) for some in np.s_[: n // 2, n // 2 :]]
+    first, second = (_in_halves(read, half) for half in halves)
+    return Influences(
+        np.concatenate([first.pointers, first.pointers[-1] + second.pointers[1:]]),
+        np.concatenate([first.indices, second.indices]),
+        np.concatenate([first.values, second.values]),
+    )
 
 
 def _short(grouping: tuple[Counts, Counts]) -> Lists:
