@@ -1,0 +1,141 @@
+"""Products of the rows at the ends of edges with a panel: what `hessian.slopes` is made of.
+
+An edge moves d numbers of the row at its other end and 16 of its own, for 32 d floating-point
+operations. The rows mostly come from the L2 cache, so shared memory and arithmetic are the bound:
+a warp brings 32 rows to shared memory number by number, whole lines at a time (d is no multiple
+of four), and a thread reads them four at a time for 4 edges x 4 lanes: five loads of four numbers
+for 16 multiplications of each of them with four.
+"""
+
+from .fours import add4, gather4, put4
+from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
+from .simd import load4
+
+__all__ = ["THREADS", "slopes"]
+
+_WARPS = 1 if SIMULATED else 4
+THREADS = 32 * _WARPS
+_AT_ONCE = 1 if SIMULATED else 8  # blocks on a multiprocessor
+_STRIDE = 36  # of rows of 32 numbers: whole vectors of four, each of eight on banks of its own
+_TILE = 32 * _STRIDE
+_TILES = _WARPS * _TILE
+
+
+@inner_kernel
+def _row_of(pointers, place, low, high):
+    """The row from `low` on and below `high` that has a place."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        if pointers[middle] <= place:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@inner_kernel
+def _number(rows, others, place, behind, f):
+    """Number f of the row at the other end of a place; 0 where there is no such place or f."""
+    if place < behind and f < rows.shape[1]:
+        return rows[others[place], f]
+    return rows.dtype.type(0)
+
+
+@inner_kernel
+def _fill(rows, others, place, behind, first, tile, base, lane):
+    """Columns from `first` on of the rows of 32 places: a warp reads along one or more of them."""
+    width, shift = 32, 5
+    while width > 8 and width // 2 >= rows.shape[1] - first:
+        width, shift = width // 2, shift - 1
+    column, step = lane & (width - 1), 32 >> shift
+    f = first + column
+    for e in range(lane >> shift, 32, 8 * step):  # eight loads before the first is waited for
+        x0 = _number(rows, others, place + e, behind, f)
+        x1 = _number(rows, others, place + e + step, behind, f)
+        x2 = _number(rows, others, place + e + 2 * step, behind, f)
+        x3 = _number(rows, others, place + e + 3 * step, behind, f)
+        x4 = _number(rows, others, place + e + 4 * step, behind, f)
+        x5 = _number(rows, others, place + e + 5 * step, behind, f)
+        x6 = _number(rows, others, place + e + 6 * step, behind, f)
+        x7 = _number(rows, others, place + e + 7 * step, behind, f)
+        at = base + e * _STRIDE + column
+        tile[at] = x0
+        tile[at + step * _STRIDE] = x1
+        tile[at + 2 * step * _STRIDE] = x2
+        tile[at + 3 * step * _STRIDE] = x3
+        tile[at + 4 * step * _STRIDE] = x4
+        tile[at + 5 * step * _STRIDE] = x5
+        tile[at + 6 * step * _STRIDE] = x6
+        tile[at + 7 * step * _STRIDE] = x7
+
+
+@inner_kernel
+def _write(out, numbers, place, behind, at, added, four):
+    if place >= behind:
+        return
+    if added:
+        gather4(out[numbers[place]], at, four)
+    else:
+        put4(out[numbers[place]], at, four)
+
+
+@kernel
+def along_panel(rows, pointers, others, numbers, panel, start, stop, added, out):
+    """A warp: up to 32 edges of one row at a time, four edges and four lanes a thread.
+
+    The panel is flat.
+    """
+    tile = cuda.shared.array(_TILES, rows.dtype, alignment=16)
+    lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
+    base, group, at = warp * _TILE, lane // 4, lane % 4 * 4
+    d, zero = rows.shape[1], rows.dtype.type(0)
+    number, n_warps = cuda.blockIdx.x * _WARPS + warp, cuda.gridDim.x * _WARPS
+    n_places = pointers[stop] - pointers[start]
+    place = pointers[start] + n_places * number // n_warps
+    last = pointers[start] + n_places * (number + 1) // n_warps
+    row = _row_of(pointers, place, start, stop)
+    while place < last:
+        while pointers[row + 1] <= place:
+            row += 1
+        behind = min(place + 32, min(last, pointers[row + 1]))
+        s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
+        for first in range(0, d, 32):
+            _fill(rows, others, place, behind, first, tile, base, lane)
+            cuda.syncwarp()
+            for f in range(0, min(32, d - first), 4):
+                x0 = load4(tile, base + group * _STRIDE + f)
+                x1 = load4(tile, base + (group + 8) * _STRIDE + f)
+                x2 = load4(tile, base + (group + 16) * _STRIDE + f)
+                x3 = load4(tile, base + (group + 24) * _STRIDE + f)
+                there, left = (row * d + first + f) * 16 + at, d - 1 - first - f
+                four = load4(panel, there)
+                s0, s1 = add4(s0, x0[0], four), add4(s1, x1[0], four)
+                s2, s3 = add4(s2, x2[0], four), add4(s3, x3[0], four)
+                four = load4(panel, there + 16 * min(1, left))  # behind the last all x are 0
+                s0, s1 = add4(s0, x0[1], four), add4(s1, x1[1], four)
+                s2, s3 = add4(s2, x2[1], four), add4(s3, x3[1], four)
+                four = load4(panel, there + 16 * min(2, left))
+                s0, s1 = add4(s0, x0[2], four), add4(s1, x1[2], four)
+                s2, s3 = add4(s2, x2[2], four), add4(s3, x3[2], four)
+                four = load4(panel, there + 16 * min(3, left))
+                s0, s1 = add4(s0, x0[3], four), add4(s1, x1[3], four)
+                s2, s3 = add4(s2, x2[3], four), add4(s3, x3[3], four)
+            cuda.syncwarp()
+        mine = place + group
+        _write(out, numbers, mine, behind, at, added, s0)
+        _write(out, numbers, mine + 8, behind, at, added, s1)
+        _write(out, numbers, mine + 16, behind, at, added, s2)
+        _write(out, numbers, mine + 24, behind, at, added, s3)
+        place = behind
+
+
+def slopes(rows, edges, panel, start, stop, added, out):
+    """One end's part of the slopes of all scores along a panel: see the twin in `kernels.cpu`.
+
+    Every warp has an even share of the edges of the rows, whatever rows they are of.
+    """
+    if start < stop:
+        launch(
+            along_panel, _AT_ONCE * processors(), THREADS, rows, edges.pointers, edges.others,
+            edges.numbers, panel.reshape(panel.size), start, stop, bool(added), out,
+        )  # fmt: skip
