@@ -134,7 +134,7 @@ def _torch_problem(device: str) -> str | None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # a 'meta' tensor has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         return f"torch {torch.__version__} has no such device: {str(error).splitlines()[0]}"
     return None

@@ -5,6 +5,8 @@ See the twin in kernels.cpu for the parameters. Vectors (LANES,) may be numpy's.
 
 import torch
 
+from .reports import reported
+
 __all__ = [
     "advance",
     "clear",
@@ -27,6 +29,7 @@ def _lanes(numbers, panel):
     return torch.as_tensor(numbers, dtype=panel.dtype, device=panel.device)
 
 
+@reported("factors of blocks")
 def factor_rows(damping, blocks, start, stop, divisors):
     """Cholesky factors of damped blocks of rows `start` to `stop`, in place of them."""
     if start == stop:
@@ -41,6 +44,7 @@ def factor_rows(damping, blocks, start, stop, divisors):
     some.copy_(factors)
 
 
+@reported("preconditioning")
 def precondition_rows(factors, divisors, residual, start, stop, out):
     """``out = M^-1 residual`` for rows `start` to `stop`."""
     if factors is None or start == stop:
@@ -60,6 +64,7 @@ def inner_products(left, right, start, stop, out):
     out[start:stop] = (left[start:stop] * right[start:stop]).sum(1)
 
 
+@reported("a step of conjugate gradients")
 def advance(
     factors, divisors, steps, direction, image, start, stop, x, residual, target, squares, products
 ):

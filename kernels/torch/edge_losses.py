@@ -3,12 +3,14 @@
 import torch
 
 from .batches import segment_sums, stretches
+from .reports import reported
 
 __all__ = ["BPR", "LOGISTIC", "SQUARED", "edge_losses"]
 
 SQUARED, LOGISTIC, BPR = 0, 1, 2
 
 
+@reported("the losses of examples")
 def edge_losses(
     loss, parameters, edges, users, items, values, weights, share, mean, regularization, start,
     stop, gradients, curvatures, losses,

@@ -10,6 +10,7 @@ import torch
 from ..structures import LANES
 from .batches import alike, padded, segment_sums, stretches
 from .edge_losses import BPR
+from .reports import reported
 
 __all__ = [
     "bend",
@@ -31,6 +32,7 @@ def _by_row(edges, start, stop, numbers_of_edge, size):
         yield start + some, edges.others[places], edges.numbers[places], there
 
 
+@reported("the slopes of scores")
 def slopes(rows, edges, panel, start, stop, added, out):
     """One end's part of the slopes of all scores along a panel of vectors."""
     each = rows.shape[1] + 3 * LANES
@@ -40,6 +42,7 @@ def slopes(rows, edges, panel, start, stop, added, out):
         out[where] = out[where] + found if added else found
 
 
+@reported("the change of gradients")
 def bend(loss, first, curvatures, start, stop, slopes, out):
     """Change of dL/df of every edge along the slopes of all."""
     bounds = first[start : stop + 1]
@@ -55,6 +58,7 @@ def bend(loss, first, curvatures, start, stop, slopes, out):
     out[begin:end] = leads
 
 
+@reported("the product with the Hessian")
 def pull(rows, edges, bends, gradients, panel, l2, start, stop, out):
     """Bring the changes of all dL/df back to rows `start` to `stop`."""
     d = rows.shape[1]
@@ -70,6 +74,7 @@ def pull(rows, edges, bends, gradients, panel, l2, start, stop, out):
         out[some] += found
 
 
+@reported("products of rows")
 def row_dots(parameters, panel, start, stop, out):
     """``out[row] = parameters[row] . panel[row]``: (n_rows, LANES)."""
     out[start:stop] = (parameters[start:stop, None] @ panel[start:stop])[:, 0]
@@ -84,6 +89,7 @@ def _by_example(edges, start, stop, bytes_of_edge):
         yield slice(start + begin, start + end), pointers - first, slice(first, behind)
 
 
+@reported("the credit of examples")
 def credit(edges, users, items, gradients, l2, slopes, dots, start, stop, out):
     """Minus the slope of every example's own loss along the panel."""
     size = 4 * LANES * slopes.itemsize
@@ -93,6 +99,7 @@ def credit(edges, users, items, gradients, l2, slopes, dots, start, stop, out):
         out[edges.examples[some]] = -own - segment_sums(of_edges, pointers)
 
 
+@reported("norms of gradients")
 def gradient_norms(parameters, rows, edges, users, items, gradients, l2, start, stop, out):
     """Norms of the gradients of examples' own losses: ``out[training index]``."""
     first, d = edges.first[start : stop + 1], rows.shape[1]
@@ -119,6 +126,7 @@ def gradient_norms(parameters, rows, edges, users, items, gradients, l2, start, 
         out[edges.examples[start + some]] = squares.sqrt().to(out.dtype)
 
 
+@reported("the credit of examples")
 def own_credit(parameters, rows, edges, users, items, gradients, l2, start, stop, out):
     """Minus the slope of every example's own loss along the gradient of its own score."""
     size = 4 * rows.shape[1] * rows.itemsize + 48
@@ -139,6 +147,7 @@ def own_credit(parameters, rows, edges, users, items, gradients, l2, start, stop
         out[edges.examples[some]] = -total.to(out.dtype)
 
 
+@reported("blocks of the Hessian")
 def row_blocks(loss, rows, edges, items, curvatures, l2, n_users, start, stop, out):
     """Diagonal blocks of the Gauss-Newton matrix, one a row: ``sum h x x' + l2 I``."""
     d = rows.shape[1]

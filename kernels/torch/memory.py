@@ -5,14 +5,13 @@ come back as uint16. Nothing else here is uint16.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import DeviceError, DeviceMemoryError
+from ..errors import DeviceError
+from .reports import reported
 
 __all__ = ["On"]
 
@@ -52,7 +51,7 @@ class On:
             self._check(given)
         if not isinstance(given, np.ndarray):
             return given
-        with _reported(f"{given.nbytes:,} bytes for an array {given.shape} of {given.dtype}"):
+        with reported(f"{given.nbytes:,} bytes for an array {given.shape} of {given.dtype}"):
             return self._tensor(given)
 
     def fetch(self, given: Any) -> Any:
@@ -61,7 +60,7 @@ class On:
             return _each(self.fetch, given)
         if not isinstance(given, torch.Tensor):
             return given
-        with _reported("copying to the CPU"):
+        with reported("copying to the CPU"):
             found = given.detach().cpu()
         if found.dtype == torch.bfloat16:
             return found.view(torch.int16).numpy().view(np.uint16)
@@ -69,17 +68,17 @@ class On:
 
     def store(self, target: Any, source: Any) -> None:
         """Overwrite a tensor with another one, or with an array."""
-        with _reported("copying to the device"):
+        with reported("copying to the device"):
             target.copy_(self.put(source))
 
     def empty(self, shape: Any, dtype: Any) -> Any:
         """Room for an array."""
-        with _reported(f"an array {shape} of {np.dtype(dtype)}"):
+        with reported(f"an array {shape} of {np.dtype(dtype)}"):
             return torch.empty(shape, dtype=_dtype_of(dtype), device=self.device)
 
     def zeros(self, shape: Any, dtype: Any) -> Any:
         """An array of zeros."""
-        with _reported(f"an array {shape} of {np.dtype(dtype)}"):
+        with reported(f"an array {shape} of {np.dtype(dtype)}"):
             return torch.zeros(shape, dtype=_dtype_of(dtype), device=self.device)
 
     def copied(self, given: Any) -> Any:
@@ -88,7 +87,7 @@ class On:
             return _each(self.copied, given)
         if not isinstance(given, torch.Tensor):
             return given
-        with _reported(f"a copy of an array {tuple(given.shape)}"):
+        with reported(f"a copy of an array {tuple(given.shape)}"):
             return given.clone()
 
     def free_bytes(self) -> int:
@@ -125,23 +124,3 @@ def _dtype_of(dtype: Any) -> torch.dtype:
     if dtype == np.uint16:
         return torch.bfloat16
     return torch.from_numpy(np.empty(0, dtype)).dtype
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Raise torch's errors as those of this library."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"out of device memory ({what}): {_first_line(error)}") from error
-    except (RuntimeError, TypeError) as error:
-        if isinstance(error, DeviceError):
-            raise
-        # The CPU's allocator has no class of error of its own.
-        out = "not enough memory" in str(error)
-        kind = DeviceMemoryError if out else DeviceError
-        raise kind(f"torch cannot do this ({what}): {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

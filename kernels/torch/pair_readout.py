@@ -8,12 +8,14 @@ import torch
 
 from .batches import alike, padded, ranges, stretches
 from .panels import unpack_rows
+from .reports import reported
 from .rows import entries
 from .select import best, merge
 
 __all__ = ["own_of_pairs", "sparse_pairs", "top_of_pairs"]
 
 
+@reported("rows of the influence matrix")
 def sparse_pairs(user_side, item_side, by_user, by_item, users, items, starts, indices, values):
     """Influence of every example that shares a row with a pair, as CSR rows."""
     for start, stop, queries, some_indices, some_values in _entries(
@@ -26,6 +28,7 @@ def sparse_pairs(user_side, item_side, by_user, by_item, users, items, starts, i
         values[where] = some_values
 
 
+@reported("the read-out of pairs")
 def top_of_pairs(sign, user_side, item_side, by_user, by_item, users, items, start, stop, top):
     """Find the k most influential examples of pairs `start` to `stop`."""
     size = by_user.itemsize
@@ -43,6 +46,7 @@ def top_of_pairs(sign, user_side, item_side, by_user, by_item, users, items, sta
             merge(top, ids, found, indices[at.gather(1, columns_of)])
 
 
+@reported("self-influence")
 def own_of_pairs(user_side, item_side, by_user, by_item, users, items, bounds, own_places, out):
     """Influence of training examples on the score of their own pair."""
     d = by_user.shape[1]

@@ -4,6 +4,7 @@ import torch
 
 from ..structures import LANES
 from .batches import CHUNK
+from .reports import reported
 
 __all__ = ["pack_rows", "unpack_rows"]
 
@@ -17,6 +18,7 @@ def _elements(pointers, groups, places, d):
     return first[..., None] + torch.arange(d, device=places.device) * width[..., None]
 
 
+@reported("the packing of rows")
 def pack_rows(factors, biases, sources, pointers, first_group, last_group, out):
     """Pack rows group by group: place s takes ``factors[sources[s]], biases[sources[s]]``."""
     d = factors.shape[1] + 1

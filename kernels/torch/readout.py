@@ -10,6 +10,7 @@ import torch
 
 from .batches import alike, padded, ranges
 from .panels import unpack_rows
+from .reports import reported
 from .rows import own_influence
 from .select import best, merge
 
@@ -30,6 +31,7 @@ def tile_units(pointers, query_pointers):
     return torch.stack([groups, starts, stops], 1)
 
 
+@reported("the read-out")
 def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top):
     """Merge the scores of one side into the lists of the best k. See the twin in kernels.cpu."""
     groups, starts, stops = units[first_unit:last_unit].unbind(1)
@@ -71,6 +73,7 @@ def _merge_scores(scores, seen, ids, bases, order, exclusions, top):
     merge(top, ids, values, order[places])
 
 
+@reported("the read-out of own pairs")
 def read_own(sign, user_side, item_side, own, item_places, vectors, users, items, top):
     """Put the examples that are the query's own pair into its list. See kernels.cpu."""
     counts = own.stops - own.starts
@@ -87,6 +90,7 @@ def read_own(sign, user_side, item_side, own, item_places, vectors, users, items
         merge(top, some, values.masked_fill(~there, -torch.inf), user_side.order[at])
 
 
+@reported("the search for pairs")
 def find_pairs(known_pointers, known_items, users, items, start, stop, starts, stops):
     """Bounds of each query's own pair among the training pairs, for queries ``start:stop``."""
     if start == stop:

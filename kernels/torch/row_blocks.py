@@ -8,10 +8,12 @@ import torch
 
 from .batches import alike, padded, ranges, segment_sums, stretches
 from .edge_losses import BPR
+from .reports import reported
 
 __all__ = ["couple", "link_pairs", "own_gradients", "solve_rows"]
 
 
+@reported("gradients of examples")
 def own_gradients(
     rows, parameters, edges, users, items, gradients, l2, places, start, stop,
     user_rows, user_biases, item_rows, item_biases,
@@ -45,6 +47,7 @@ def _factored(matrices, tolerance):
     return factors, (failed == 0) & (pivots > least).all(1)
 
 
+@reported("solving of rows")
 def solve_rows(blocks, damping, tolerance, pointers, rows, biases, start, stop, definite):
     """Multiply the gradients of every group of examples with ``-(block + damping)^-1``."""
     d, bounds = blocks.shape[1], pointers[start : stop + 1]
@@ -65,6 +68,7 @@ def solve_rows(blocks, damping, tolerance, pointers, rows, biases, start, stop, 
         biases[where] = solved[done][:, -1].to(biases.dtype)
 
 
+@reported("blocks between rows")
 def couple(loss, full, rows, edges, users, items, gradients, curvatures, owns, starts, stops, out):
     """The block between the two rows of pairs that were trained on."""
     d = rows.shape[1]
@@ -101,6 +105,7 @@ def _pulls(loss, rows, edges, items, curvatures, examples):
     return found
 
 
+@reported("solving of pairs")
 def link_pairs(
     blocks, damping, tolerance, rows, couplings, users, items, by_user, by_item, definite
 ):

@@ -4,6 +4,7 @@ import torch
 
 from .batches import CHUNK, ranges, segment_sums, stretches
 from .panels import unpack_rows
+from .reports import reported
 
 __all__ = ["add_rows", "entries", "own_influence", "self_influence", "sparse_influence"]
 
@@ -79,6 +80,7 @@ def _united(by_user, by_item, corrected):
     return queries[once], indices[once], values[once]
 
 
+@reported("rows of the influence matrix")
 def sparse_influence(
     user_side, item_side, item_vectors, user_vectors, users, items, pointers, indices, values
 ):
@@ -92,6 +94,7 @@ def sparse_influence(
         indices[first:last], values[first:last] = some_indices, some_values
 
 
+@reported("self-influence")
 def self_influence(
     user_side, item_side, own_places, item_vectors, user_vectors, users, items, examples, start, out
 ):
@@ -107,6 +110,7 @@ def self_influence(
         )  # fmt: skip
 
 
+@reported("sums of rows")
 def add_rows(side, groups, places, targets, sums):
     """Add up rows of a store: ``sums[targets[n]] += row of the example at places[n]``."""
     d = sums.shape[1]
