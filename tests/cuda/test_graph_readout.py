@@ -12,7 +12,7 @@ from fastinfluence.errors import DeviceMemoryError
 from fastinfluence.kernels.structures import GraphTables, Links
 
 CUDA = {"device": "cuda"}
-SMALL = {"n_entities": 5, "n": 12, "n_links": 3, "d": 4}
+SMALL = {"n_entities": 5, "n": 12, "n_links": 2, "d": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def wide(some):
     "options",
     [
         {"is_complex": False, "reciprocal": True, "size": 3.0, "d": 5},
-        {"is_complex": True, "reciprocal": False, "n_links": 4},
-        {"is_complex": True, "reciprocal": True, "n": 22, "n_relations": 1, "n_links": 2},
+        {"is_complex": True, "reciprocal": False},
+        {"is_complex": True, "reciprocal": True, "n": 22, "n_relations": 1, "n_links": 1},
     ],
     ids=["distmult", "complex-flipped", "several-units"],
 )
@@ -51,7 +51,7 @@ def test_influence_is_that_of_tables_without_the_changes(kind, options):
 
 
 def test_two_entities_that_both_lose_nearly_all_of_their_score():
-    some = case(392, n_entities=2, n=27, d=6, is_complex=True, size=3.0, n_links=2)
+    some = case(392, n_entities=2, n=27, d=6, is_complex=True, size=3.0, n_links=1)
     dense, expected = compared("log-probability", some, **CUDA)
     np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-10)
 
@@ -74,7 +74,7 @@ def test_small_influences_are_accurate_in_float32(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_huge_changes_overflow_nowhere(dtype):
-    some = case(4, **(SMALL | {"d": 8}), size=30.0, dtype=dtype)
+    some = case(4, **SMALL, size=30.0, dtype=dtype)
     dense, expected = compared("log-probability", some, **CUDA)
     tolerance = 2e-4 if dtype == "float32" else 1e-10
     np.testing.assert_allclose(dense, expected, rtol=tolerance, atol=tolerance)
@@ -103,11 +103,10 @@ def read(some, kind="probability"):
 
 
 def test_pieces_change_no_bit(monkeypatch):
-    """Neither few groups and units at a time nor calls for one unit after the other."""
-    some = case(5, **(SMALL | {"n": 20, "n_relations": 1}))
+    """Neither single groups and units at a time nor a call for each unit."""
+    some = case(5, **(SMALL | {"n": 18, "n_relations": 1}))
     whole = read(some)
     monkeypatch.setattr(dispatch.kernels("graph_readout", "cuda"), "SCRATCH", 1)
-    np.testing.assert_array_equal(read(some).data, whole.data)
     one_by_one = lambda work, _: [(unit, unit + 1) for unit in range(len(work))]  # noqa: E731
     monkeypatch.setattr(dispatch, "even_parts", one_by_one)
     np.testing.assert_array_equal(read(some).data, whole.data)
