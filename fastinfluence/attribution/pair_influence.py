@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.influence_function import check_damping
 from fastinfluence.attribution.rows import Changes, RowStore
 from fastinfluence.errors import NegativeCurvature, ParameterError
-from fastinfluence.kernels.structures import Top
+from fastinfluence.kernels.structures import Side, Top
 from fastinfluence.models import MatrixFactorization
 from fastinfluence.training.pair_endpoint import PairEndpoint
 
@@ -29,6 +30,7 @@ Numbers = npt.NDArray[np.int64]
 HESSIANS = ("gauss-newton", "full")
 
 _TOGETHER = 256  # pairs solved in one call: their couplings stay in the cache
+_COUPLINGS = 2**28  # bytes of couplings on a device, in one call
 _AT_ONCE = 2**16  # pairs whose vectors are held at a time
 
 
@@ -71,7 +73,7 @@ class PairInfluence(RowAttribution):
         there are used as they are.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu"} or "torch:<device>", default "auto"
     show_progress : bool, optional
         Of no effect: there is nothing to wait for.
 
@@ -110,6 +112,7 @@ class PairInfluence(RowAttribution):
 
     name = "influence-function-pair"
     units = "effect"
+    served = ("cpu", "torch")
 
     def __init__(
         self,
@@ -135,7 +138,9 @@ class PairInfluence(RowAttribution):
             damping=self.damping_,
             full=hessian == "full",
             n_threads=self._n_threads,
+            device=self._device,
         )
+        self._memory = dispatch.memory(self._device)
         self._rows = RowStore.obtain(
             trajectory,
             self._credit,
@@ -162,7 +167,8 @@ class PairInfluence(RowAttribution):
                 code = int(definite.argmin())
                 spectrum = self._endpoint.spectrum([first + code])
                 raise self._indefinite(f"the row of {kind} {ids[code].item()!r}", *spectrum)
-            changes.append(Changes(gradients.rows, gradients.biases, gradients.places))
+            columns = gradients.rows, gradients.biases, gradients.places
+            changes.append(Changes(*self._memory.fetch(columns)))
         return changes[0], changes[1]
 
     def _indefinite(self, where: str, smallest: float, more: float) -> NegativeCurvature:
@@ -178,9 +184,14 @@ class PairInfluence(RowAttribution):
     def _vectors(
         self, users: Codes, items: Codes, starts: Numbers, stops: Numbers, n_threads: int
     ) -> tuple[Array, Array]:
-        """What changes of the rows of trained pairs are multiplied with, (m, d) for either row."""
-        by_user = np.empty((len(users), self._endpoint.d), self._item_vectors.dtype)
-        by_item = np.empty_like(by_user)
+        """What changes of the rows of trained pairs are multiplied with, (m, d) for either row.
+
+        On the device.
+        """
+        d = self._endpoint.d
+        by_user, by_item = (
+            self._memory.empty((len(users), d), self._item_vectors.dtype) for _ in range(2)
+        )
 
         def part(start: int, stop: int) -> None:
             some = slice(start, stop)
@@ -196,8 +207,21 @@ class PairInfluence(RowAttribution):
                 spectrum = self._endpoint.spectrum(rows, couplings[bad])
                 raise self._indefinite(f"the pair {pair!r}", *spectrum)
 
-        dispatch.run_parts(part, _stretches(len(users), _TOGETHER), n_threads)
+        together = _TOGETHER if self._device == "cpu" else max(1, _COUPLINGS // (8 * d * d))
+        dispatch.run_parts(part, _stretches(len(users), together), n_threads)
         return by_user, by_item
+
+    @cached_property
+    def _sides(self) -> tuple[Side, Side]:
+        """The rows of both sides, on the device."""
+        sides: tuple[Side, Side] = self._memory.put((self.rows.user_side, self.rows.item_side))
+        return sides
+
+    def _parts(self, users: Codes, items: Codes, n_threads: int) -> list[tuple[int, int]]:
+        """Runs of pairs of nearly equal work; all at once on a device."""
+        if self._device != "cpu":
+            return [(0, len(users))]
+        return dispatch.even_parts(self._degrees(users, items), 4 * n_threads)
 
     def _top(
         self, users: Codes, items: Codes, k: int, proponents: bool, *, totals: bool, n_threads: int
@@ -233,17 +257,17 @@ class PairInfluence(RowAttribution):
         n_threads: int,
     ) -> Top:
         vectors = self._vectors(users, items, starts, stops, n_threads)
-        top = readout.start_lists(len(users), k, vectors[0].dtype, totals=totals)
-        top_of_pairs = dispatch.kernels("pair_readout").top_of_pairs
-        sign = 1.0 if proponents else -1.0
-        signed, sides = vectors[0].dtype.type(sign), (self.rows.user_side, self.rows.item_side)
+        dtype, sign = self._item_vectors.dtype, 1.0 if proponents else -1.0
+        top = readout.start_lists(len(users), k, dtype, totals=totals)
+        columns, lists = self._memory.put(((users, items), top))
+        top_of_pairs = dispatch.kernels("pair_readout", self._device).top_of_pairs
 
         def part(start: int, stop: int) -> None:
-            top_of_pairs(signed, *sides, *vectors, users, items, start, stop, top)
+            top_of_pairs(dtype.type(sign), *self._sides, *vectors, *columns, start, stop, lists)
 
-        parts = dispatch.even_parts(self._degrees(users, items), 4 * n_threads)
-        dispatch.run_parts(part, parts, n_threads)
-        return readout.in_sign_of_scores(top, sign)
+        self._sides  # noqa: B018  (made before threads ask for them)
+        dispatch.run_parts(part, self._parts(users, items, n_threads), n_threads)
+        return readout.in_sign_of_scores(self._memory.fetch(lists), sign)
 
     def _degrees(self, users: Codes, items: Codes) -> npt.NDArray[np.float64]:
         """Rows read for each pair, as work."""
@@ -254,31 +278,20 @@ class PairInfluence(RowAttribution):
         matrix = super()._pair_influence(users, items, degrees)
         starts, stops = self.rows.find_pairs(users, items, self._n_threads)
         pairs = np.flatnonzero(starts < stops)
-        sparse_pairs = dispatch.kernels("pair_readout").sparse_pairs
+        sparse_pairs = dispatch.kernels("pair_readout", self._device).sparse_pairs
+        sides, put = self._sides, self._memory.put
+        found = put((matrix.indices, matrix.data))
         for first, last in _stretches(len(pairs), _AT_ONCE):
             some = pairs[first:last]
             columns = users[some], items[some]
             vectors = self._vectors(*columns, starts[some], stops[some], self._n_threads)
-            entries = matrix.indptr[some].astype(np.int64)
+            asked = (*vectors, *put(columns), put(matrix.indptr[some].astype(np.int64)))
 
-            def part(
-                start: int,
-                stop: int,
-                columns: Any = columns,
-                vectors: Any = vectors,
-                entries: Numbers = entries,
-            ) -> None:
-                ours = slice(start, stop)
-                sparse_pairs(
-                    self.rows.user_side,
-                    self.rows.item_side,
-                    *(array[ours] for array in (*vectors, *columns, entries)),
-                    matrix.indices,
-                    matrix.data,
-                )
+            def part(start: int, stop: int, asked: Any = asked) -> None:
+                sparse_pairs(*sides, *(array[start:stop] for array in asked), *found)
 
-            parts = dispatch.even_parts(self._degrees(*columns), 4 * self._n_threads)
-            dispatch.run_parts(part, parts, self._n_threads)
+            dispatch.run_parts(part, self._parts(*columns, self._n_threads), self._n_threads)
+        matrix.indices, matrix.data = self._memory.fetch(found)
         return matrix
 
     def self_influence(self) -> npt.NDArray[np.floating[Any]]:
@@ -292,15 +305,17 @@ class PairInfluence(RowAttribution):
         new[1:] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
         bounds = np.append(np.flatnonzero(new), len(by_pair))
         users, items = users[new], items[new]
-        result = np.empty(len(by_pair), self._item_vectors.dtype)
-        own_of_pairs = dispatch.kernels("pair_readout").own_of_pairs
+        put, result = self._memory.put, self._memory.empty(len(by_pair), self._item_vectors.dtype)
+        places = put(self.rows.own_places)
+        own_of_pairs = dispatch.kernels("pair_readout", self._device).own_of_pairs
         for start, stop in _stretches(len(users), _AT_ONCE):
             columns = users[start:stop], items[start:stop]
             here = bounds[start : stop + 1]
             vectors = self._vectors(*columns, here[:-1], here[1:], self._n_threads)
-            sides = (self.rows.user_side, self.rows.item_side)
-            own_of_pairs(*sides, *vectors, *columns, here, self.rows.own_places, result)
-        return result
+            asked = put((*columns, here))
+            own_of_pairs(*self._sides, *vectors, *asked, places, result)
+        found: npt.NDArray[np.floating[Any]] = self._memory.fetch(result)
+        return found
 
 
 def _stretches(n: int, size: int) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.memory import aligned_zeros
 from fastinfluence.training.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -24,12 +23,12 @@ Found = npt.NDArray[np.bool_]
 
 
 class Gradients(NamedTuple):
-    """Gradients of single examples by one row each, grouped by that row."""
+    """Gradients of single examples by one row each, grouped by that row; on the device."""
 
     rows: Array  # (n, d - 1)
     biases: Array  # (n,)
-    pointers: Numbers  # (n_groups + 1,)
-    places: Numbers  # (n,): of every training example in the others
+    pointers: Array  # (n_groups + 1,)
+    places: Array  # (n,): of every training example in the others
 
 
 class PairEndpoint(Endpoint):
@@ -37,6 +36,8 @@ class PairEndpoint(Endpoint):
 
     Of the scores that join the two rows only those of examples of that very pair count: that an
     example of the user has drawn the item as a negative is an accident of the last epochs.
+    Gradients, blocks and vectors are arrays of the device; codes and what is found definite are in
+    CPU memory.
 
     Parameters
     ----------
@@ -47,16 +48,26 @@ class PairEndpoint(Endpoint):
     full : bool
         The Hessian itself, not its Gauss-Newton matrix; on a single row the two are the same.
     n_threads : int
+        Of the CPU.
+    device : str, default "cpu"
+        Backend that holds the arrays and computes: "cpu" or "torch:<device>".
     """
 
     def __init__(
-        self, program: Program, tables: Any, *, damping: float, full: bool, n_threads: int
+        self,
+        program: Program,
+        tables: Any,
+        *,
+        damping: float,
+        full: bool,
+        n_threads: int,
+        device: str = "cpu",
     ) -> None:
-        super().__init__(program, tables, n_threads=n_threads)
+        super().__init__(program, tables, n_threads=n_threads, device=device)
         self.damping, self.full = damping, full
         # A pivot as small as what rounding leaves of a zero is taken for one.
         self._tolerance = float(self.d * np.finfo(self.dtype).eps)
-        self._kernels = dispatch.kernels("row_blocks")
+        self._kernels = dispatch.kernels("row_blocks", device)
 
     @cached_property
     def row_blocks(self) -> Array:
@@ -70,8 +81,9 @@ class PairEndpoint(Endpoint):
         for pointers, order in (data.by_user, data.by_item):
             places = np.empty_like(order)
             places[order] = np.arange(self.n)
-            rows = aligned_zeros((self.n, self.d - 1), self.dtype)
-            sides.append(Gradients(rows, np.zeros(self.n, self.dtype), pointers, places))
+            rows = self._memory.zeros((self.n, self.d - 1), self.dtype)
+            biases = self._memory.zeros((self.n,), self.dtype)
+            sides.append(Gradients(rows, biases, *self._memory.put((pointers, places))))
         of_users, of_items = sides
         gradients, l2 = self._derivatives[0], self._shrinkage[0]
 
@@ -100,7 +112,7 @@ class PairEndpoint(Endpoint):
         """
         n_groups = len(gradients.pointers) - 1
         blocks = self.row_blocks[first_row : first_row + n_groups]
-        definite = np.zeros(n_groups, bool)
+        definite = self._memory.zeros((n_groups,), bool)
 
         def part(start: int, stop: int) -> None:
             self._kernels.solve_rows(
@@ -108,11 +120,14 @@ class PairEndpoint(Endpoint):
                 gradients.biases, start, stop, definite,
             )  # fmt: skip
 
-        # A factorization costs about as much as d / 3 solves.
-        work = np.diff(gradients.pointers) + self.d / 3
-        parts = dispatch.even_parts(work, 4 * self._n_threads)
+        parts = [(0, n_groups)]
+        if self.device == "cpu":
+            # A factorization costs about as much as d / 3 solves.
+            work = np.diff(gradients.pointers) + self.d / 3
+            parts = dispatch.even_parts(work, 4 * self._n_threads)
         dispatch.run_parts(part, parts, self._n_threads)
-        return definite
+        found: Found = self._memory.fetch(definite)
+        return found
 
     def couplings(self, examples: Numbers, starts: Numbers, stops: Numbers) -> Array:
         """Blocks (q, d, d) float64 of the Hessian between the two rows of pairs.
@@ -125,10 +140,15 @@ class PairEndpoint(Endpoint):
             Bounds of each pair's examples among them.
         """
         gradients, curvatures, _ = self._derivatives
-        blocks = np.empty((len(starts), self.d, self.d))
+        blocks: Array = self._memory.empty((len(starts), self.d, self.d), np.float64)
+        # Only the examples of these pairs: there may be many calls for few pairs each.
+        first, last = (int(starts.min()), int(stops.max())) if len(starts) else (0, 0)
+        owns, starts, stops = self._memory.put(
+            (self._positions[examples[first:last]], starts - first, stops - first)
+        )
         self._kernels.couple(
             self._program.recipe.loss_code, self.full, self._ends, self._edges, self._users,
-            self._items, gradients, curvatures, self._positions[examples], starts, stops, blocks,
+            self._items, gradients, curvatures, owns, starts, stops, blocks,
         )  # fmt: skip
         return blocks
 
@@ -136,7 +156,7 @@ class PairEndpoint(Endpoint):
     def _positions(self) -> Numbers:
         """(n,): place of every training example in the order of the edges."""
         positions = np.empty(self.n, np.int64)
-        positions[self._edges.examples] = np.arange(self.n)
+        positions[self._memory.fetch(self._edges.examples)] = np.arange(self.n)
         return positions
 
     def link(self, users: Codes, items: Codes, couplings: Array) -> tuple[Array, Array, Found]:
@@ -154,20 +174,21 @@ class PairEndpoint(Endpoint):
         definite : (q,) bool
             Whether the Hessian on both rows is positive definite; vectors of others mean nothing.
         """
-        by_user, by_item = (np.empty((len(users), self.d), self.dtype) for _ in range(2))
-        definite = np.zeros(len(users), bool)
+        by_user, by_item = (self._memory.empty((len(users), self.d), self.dtype) for _ in range(2))
+        definite = self._memory.zeros((len(users),), bool)
+        rows = users.astype(np.int64), items.astype(np.int64) + self.n_users
         self._kernels.link_pairs(
             self.row_blocks, self.damping, self._tolerance, self._ends, couplings,
-            users.astype(np.int64), items.astype(np.int64) + self.n_users, by_user, by_item,
-            definite,
+            *self._memory.put(rows), by_user, by_item, definite,
         )  # fmt: skip
-        return by_user, by_item, definite
+        return by_user, by_item, self._memory.fetch(definite)
 
     def spectrum(self, rows: list[int], coupling: Array | None = None) -> tuple[float, float]:
         """Smallest eigenvalue on one row, or on two and their coupling; damping that lifts it."""
-        matrix = self.row_blocks[rows].astype(np.float64)
+        matrix = self._memory.fetch(self.row_blocks[rows]).astype(np.float64)
         whole = matrix[0]
         if coupling is not None:
+            coupling = self._memory.fetch(coupling)
             whole = np.block([[matrix[0], coupling], [coupling.T, matrix[1]]])
         values = np.linalg.eigvalsh(whole)  # reads the lower triangle
         # Well clear of what is taken for zero, and of the rounding of a printed number.
