@@ -60,6 +60,8 @@ def product(endpoint, panel, **keywords):
 class Matrix:
     """Any symmetric matrix in the place of the Hessian of an endpoint."""
 
+    device = "cpu"
+
     def __init__(self, matrix, d, dtype=np.float64):
         self.matrix, self.d, self.dtype = matrix.astype(dtype), d, np.dtype(dtype)
         self.n_rows = len(matrix) // d

@@ -99,6 +99,7 @@ class DropoutInfluence(InfluenceFunction):
 
     name = "dropout-influence"
     units = "rank"
+    served = ("cpu",)
 
     keep: float
     seed: int
@@ -162,7 +163,7 @@ class _MaskedEndpoint:
         self._whole, self._kept, self._share = whole, kept, share
         self._mask: Array = kept.astype(whole.dtype)[:, :, None]
         self.n_rows, self.d, self.n = whole.n_rows, whole.d, whole.n
-        self.dtype, self.rows = whole.dtype, whole.rows
+        self.dtype, self.rows, self.device = whole.dtype, whole.rows, whole.device
 
     def twin(self) -> _MaskedEndpoint:
         return self._around(self._whole.twin())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence import dispatch
 from fastinfluence.attribution.dense import DenseAttribution
 from fastinfluence.attribution.influence_factors import InfluenceFactors
 from fastinfluence.attribution.lanczos import smallest_eigenvalue
@@ -85,9 +86,10 @@ class InfluenceFunction(DenseAttribution):
         ConvergenceWarning is given.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        Or "torch:<device>". Models of triples are served on the CPU only.
     memory_budget : int, optional
-        Bytes; a quarter of RAM by default.
+        Bytes of CPU memory; a quarter of RAM by default.
     show_progress : bool, optional
 
     Attributes
@@ -132,6 +134,7 @@ class InfluenceFunction(DenseAttribution):
 
     name = "influence-function"
     units: Literal["effect", "rank"] = "effect"  # compressed, it is a rank
+    served: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "torch")
 
     on_negative_curvature: str
     damping_: float
@@ -207,7 +210,14 @@ class InfluenceFunction(DenseAttribution):
     @cached_property
     def _endpoint(self) -> Any:
         trajectory = self.model.trajectory_
-        return trajectory.program.endpoint(trajectory.end.tables, n_threads=self._within)
+        return trajectory.program.endpoint(
+            trajectory.end.tables, n_threads=self._within, device=self._device
+        )
+
+    @property
+    def _memory(self) -> Any:
+        """Where panels and blocks are."""
+        return dispatch.memory(self._endpoint.device)
 
     @property
     def _within(self) -> int:
@@ -277,7 +287,12 @@ class InfluenceFunction(DenseAttribution):
         warn_of_unsolved(self.report_, self.rtol, self.max_iterations, float64, stacklevel=5)
 
     def _at_once(self) -> int:
-        """Blocks of 16 queries that fit the memory budget side by side."""
+        """Blocks of 16 queries that fit the memory budget side by side.
+
+        A device's memory is not the budget's: `solve_queries` sees to it.
+        """
+        if self._endpoint.device != "cpu":
+            return self._n_threads
         return self._fitting(block_bytes(self._endpoint))
 
     # ---------------------------------------------------------------- influence
@@ -287,7 +302,7 @@ class InfluenceFunction(DenseAttribution):
     ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
         for start, x, report in self._solved(quantity, show_progress):
             facts = {"residual": report.residual, "converged": report.converged}
-            credit = self._endpoint.credit(x)[:, : len(report)]
+            credit = self._memory.fetch(self._endpoint.credit(x))[:, : len(report)]
             yield start, np.ascontiguousarray(credit.T), facts
 
     def influence_factors(self, queries: Any) -> InfluenceFactors:
@@ -309,11 +324,12 @@ class InfluenceFunction(DenseAttribution):
         """
         quantity = self._bind(as_objective(queries))
         endpoint, n = self._endpoint, len(quantity)
-        check_result(n, n * endpoint.rows.nbytes, self._budget)
+        size = endpoint.n_rows * endpoint.d * endpoint.dtype.itemsize
+        check_result(n, n * size, self._budget)
         vectors = np.empty((n, endpoint.n_rows, endpoint.d), endpoint.dtype)
         for start, x, report in self._solved(quantity, None):
             m = len(report)
-            vectors[start : start + m] = x[:, :, :m].transpose(2, 0, 1)
+            vectors[start : start + m] = self._memory.fetch(x)[:, :, :m].transpose(2, 0, 1)
         return InfluenceFactors(
             vectors=vectors,
             report=self.report_,
@@ -351,7 +367,8 @@ class InfluenceFunction(DenseAttribution):
         for start in range(0, len(factors), LANES):
             vectors = factors.vectors[start : start + LANES]
             panel[:, :, : len(vectors)] = vectors.transpose(1, 2, 0)
-            found[start : start + len(vectors)] = endpoint.credit(panel)[some, : len(vectors)].T
+            credit = self._memory.fetch(endpoint.credit(self._memory.put(panel)))
+            found[start : start + len(vectors)] = credit[some, : len(vectors)].T
         return found
 
     def group_influence(self, queries: Any, groups: Sequence[Any]) -> Array:
@@ -407,7 +424,7 @@ class InfluenceFunction(DenseAttribution):
                     **self._options_of_solves,
                 )
                 reports.append(found.first(m))
-                credit = self._endpoint.credit(without)[group, :m]
+                credit = self._memory.fetch(self._endpoint.credit(without))[group, :m]
                 result[start : start + m, number] = credit.sum(axis=0, dtype=np.float64)
         self._conclude(reports)
         return result

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.kernels.structures import LANES
-from fastinfluence.memory import aligned_zeros
 
 __all__ = ["Ritz", "smallest_eigenvalue"]
 
@@ -77,19 +76,34 @@ def smallest_eigenvalue(
     """
     from scipy.linalg import eigh_tridiagonal
 
-    shape = (endpoint.n_rows, endpoint.d, LANES)
-    vector, before, image = (aligned_zeros(shape, endpoint.dtype) for _ in range(3))
-    vector[...] = np.random.default_rng(0).standard_normal(shape)
-    vector /= np.sqrt(_products(vector, vector)).astype(endpoint.dtype)
+    memory = dispatch.memory(endpoint.device)
+    kernels = dispatch.kernels("conjugate_gradients", endpoint.device)
+    shape, n_rows, dtype = (endpoint.n_rows, endpoint.d, LANES), endpoint.n_rows, endpoint.dtype
+    sums = memory.zeros((n_rows, LANES), np.float64)
+
+    def products(left: Array, right: Array) -> Floats:
+        kernels.inner_products(left, right, 0, n_rows, sums)
+        total: Floats = kernels.total(sums, 0, n_rows)
+        return total
+
+    def scale(divisors: Floats, panel: Array) -> None:
+        kernels.scale((1 / divisors).astype(dtype), 0, n_rows, panel)
+
+    def subtract(factors: Floats, panel: Array, out: Array) -> None:
+        kernels.take_steps(-factors.astype(dtype), panel, 0, n_rows, out)
+
+    vector, before, image = (memory.zeros(shape, dtype) for _ in range(3))
+    memory.store(vector, np.random.default_rng(0).standard_normal(shape).astype(dtype))
+    scale(np.sqrt(products(vector, vector)), vector)
     diagonal, beside = np.empty((0, LANES)), np.zeros((0, LANES))
     lowest, bound = np.inf, np.inf
     for step in range(1, most + 1):
         endpoint.product(vector, image, full=full)
-        quotients = _products(vector, image)
-        image -= quotients.astype(endpoint.dtype) * vector
+        quotients = products(vector, image)
+        subtract(quotients, vector, image)
         if step > 1:
-            image -= beside[-1].astype(endpoint.dtype) * before
-        norms = np.sqrt(_products(image, image))
+            subtract(beside[-1], before, image)
+        norms = np.sqrt(products(image, image))
         diagonal, beside = np.vstack([diagonal, quotients]), np.vstack([beside, norms])
         if step % _RITZ_EVERY == 0 or step == most:
             for lane in range(LANES):
@@ -104,13 +118,5 @@ def smallest_eigenvalue(
             if bound <= tolerance * abs(lowest):
                 break
         vector, before, image = image, vector, before
-        vector /= np.where(norms > 0, norms, 1).astype(endpoint.dtype)
+        scale(np.where(norms > 0, norms, 1), vector)
     return lowest
-
-
-def _products(left: Array, right: Array) -> Floats:
-    """Inner products (LANES,) of two panels."""
-    found = np.empty((len(left), LANES))
-    dispatch.kernels("conjugate_gradients").inner_products(left, right, 0, len(left), found)
-    total: Floats = found.sum(axis=0)
-    return total

@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution.lanczos import Ritz
-from fastinfluence.errors import ConvergenceWarning, NegativeCurvature
+from fastinfluence.errors import ConvergenceWarning, DeviceMemoryError, NegativeCurvature
 from fastinfluence.kernels.structures import LANES
-from fastinfluence.memory import aligned_zeros
 
 __all__ = [
     "BlockJacobi",
@@ -31,6 +30,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 _PANELS = 8  # of the size of the parameters that a solve of 16 queries holds
+_CUDA_AT_ONCE = 2  # blocks of 16: one computes while Python sees to the launches of the other
 _STALLED = 0.5  # a restart that leaves more than this of the residual has met the rounding
 
 
@@ -99,6 +99,8 @@ class SolveReport:
 class BlockJacobi:
     """The diagonal blocks of a damped Gauss-Newton matrix, one a row, and their Cholesky factors.
 
+    They are arrays of the endpoint's device.
+
     Parameters
     ----------
     endpoint : Endpoint or GraphEndpoint
@@ -115,15 +117,16 @@ class BlockJacobi:
     def __init__(self, endpoint: Any, damping: float, *, n_threads: int = 1) -> None:
         self.identity = getattr(endpoint, "identity", None), damping
         self.factors: Array = endpoint.blocks()
-        self.divisors: Array = np.zeros((endpoint.n_rows, endpoint.d), endpoint.dtype)
-        kernel = dispatch.kernels("conjugate_gradients").factor_rows
+        memory = dispatch.memory(endpoint.device)
+        self.divisors: Array = memory.zeros((endpoint.n_rows, endpoint.d), endpoint.dtype)
+        kernel = dispatch.kernels("conjugate_gradients", endpoint.device).factor_rows
 
         def part(start: int, stop: int) -> None:
             kernel(damping, self.factors, start, stop, self.divisors)
 
-        parts = dispatch.even_parts(np.ones(endpoint.n_rows), 4 * n_threads)
+        parts = _row_parts(endpoint.n_rows, 4 * n_threads, endpoint.device)
         dispatch.run_parts(part, parts, n_threads)
-        singular = self.divisors[:, 0] == 0
+        singular = memory.fetch(self.divisors)[:, 0] == 0
         if singular.any():
             raise NegativeCurvature(
                 f"the Gauss-Newton matrix is singular: {int(singular.sum()):,} rows of factors "
@@ -153,7 +156,8 @@ def solve(
 ) -> tuple[Array, SolveReport]:
     """Solve ``(H + damping I) x = b`` for 16 right-hand sides in lock step.
 
-    Every lane is an iteration of its own, which ends when ``|b - (H + damping I) x| <= max(rtol
+    Panels, of right-hand sides and solutions, are arrays of the endpoint's device. Every lane is
+    an iteration of its own, which ends when ``|b - (H + damping I) x| <= max(rtol
     |b|, atol)``; one that has ended waits, unchanged, for the others. The residual is then
     computed from x, and where rounding has hidden that it is larger the iteration starts again
     from there.
@@ -195,14 +199,14 @@ def solve(
         kind = _ReducedSystem
     system = kind(endpoint, damping, full, preconditioner, n_threads)
     x, residual = system.panel(), system.panel()
-    residual[...] = right
+    system.memory.store(residual, right)
     squares = system.squares(right)
     sizes = np.sqrt(squares)
     goals = np.maximum(rtol * sizes, atol)
     iterations = np.zeros(LANES, np.int64)
     lanczos = Ritz()
     if start is not None:
-        x[...] = start
+        system.memory.store(x, start)
         squares = system.residual_of(x, right, residual)
     norms, before = np.sqrt(squares), np.full(LANES, np.inf)
     while True:
@@ -236,7 +240,8 @@ def solve_queries(
 ) -> Iterator[tuple[int, Array, SolveReport]]:
     """Solve for the gradients of queries, 16 at a time; once where there are none.
 
-    Where there are several blocks of 16, each is one thread's: nothing has to wait.
+    Where there are several blocks of 16, each is one thread's: nothing has to wait. On a device
+    out of memory one block is tried at a time.
 
     Parameters
     ----------
@@ -244,7 +249,7 @@ def solve_queries(
     quantity : Quantity
     preconditioner : BlockJacobi
     at_once : int
-        Blocks that may be worked on side by side.
+        Blocks that may be worked on side by side; on a device there are two at most.
     n_threads : int
         Threads of a block where it is the only one.
     **options
@@ -255,11 +260,47 @@ def solve_queries(
     start : int
         First query of the block.
     x : (n_rows, d, LANES)
+        On the endpoint's device.
     report : SolveReport
         Of the queries that there are.
+
+    Raises
+    ------
+    DeviceMemoryError
+        There is no room for 16 queries on the device.
     """
     starts = range(0, max(1, len(quantity)), LANES)
-    at_once = max(1, min(at_once, len(starts)))
+    at_once = _side_by_side(endpoint, min(at_once, len(starts)))
+    solved, short = 0, True
+    while short:
+        short = False
+        blocks = _solve_blocks(
+            endpoint, quantity, preconditioner, starts[solved:], at_once, n_threads, options
+        )
+        try:
+            for found in blocks:
+                solved += 1
+                yield found
+        except DeviceMemoryError as error:
+            if at_once == 1:
+                raise DeviceMemoryError(
+                    f"{LANES} queries take about {block_bytes(endpoint) / 2**20:,.0f} MiB on the "
+                    f"device beside the preconditioner, which is too much: use device='cpu', or "
+                    f"fewer factors ({error})"
+                ) from error
+            at_once, short = 1, True
+
+
+def _solve_blocks(
+    endpoint: Any,
+    quantity: Any,
+    preconditioner: BlockJacobi,
+    starts: range,
+    at_once: int,
+    n_threads: int,
+    options: dict[str, Any],
+) -> Iterator[tuple[int, Array, SolveReport]]:
+    """Solve for the blocks of queries that begin at `starts`, so many at once, in order."""
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(at_once):
         free.put(endpoint if at_once == 1 else endpoint.twin())
@@ -276,6 +317,16 @@ def solve_queries(
         return start, x, report.first(len(quantity) - start)
 
     return dispatch.in_order(block, starts, at_once)
+
+
+def _side_by_side(endpoint: Any, at_once: int) -> int:
+    """Blocks of 16 queries to work on at once, of so many that are wanted."""
+    if endpoint.device == "cuda":
+        fitting = dispatch.memory("cuda").free_bytes() // block_bytes(endpoint)
+        at_once = min(at_once, _CUDA_AT_ONCE, fitting)
+    elif endpoint.device != "cpu":
+        at_once = 1  # torch queues its work: there is nothing to wait for
+    return max(1, at_once)
 
 
 def block_bytes(endpoint: Any) -> int:
@@ -329,14 +380,19 @@ class _System:
     ) -> None:
         self.endpoint, self.damping, self.full = endpoint, damping, full
         self.n_threads = n_threads
-        self.kernels = dispatch.kernels("conjugate_gradients")
+        self.memory = dispatch.memory(endpoint.device)
+        self.kernels = dispatch.kernels("conjugate_gradients", endpoint.device)
         self.factors = None if preconditioner is None else preconditioner.factors
         self.divisors = None if preconditioner is None else preconditioner.divisors
-        self._products = np.zeros((2, endpoint.n_rows, LANES))
+        self._squares, self._products = (
+            self.memory.zeros((endpoint.n_rows, LANES), np.float64) for _ in range(2)
+        )
 
     def panel(self) -> Array:
         """Zeros (n_rows, d, LANES)."""
-        return aligned_zeros((self.endpoint.n_rows, self.endpoint.d, LANES), self.endpoint.dtype)
+        shape = self.endpoint.n_rows, self.endpoint.d, LANES
+        found: Array = self.memory.zeros(shape, self.endpoint.dtype)
+        return found
 
     def _by_row(
         self,
@@ -351,16 +407,19 @@ class _System:
         def part(start: int, stop: int) -> None:
             function(*before, first + start, first + stop, *after)
 
-        parts = dispatch.even_parts(np.ones(stop - first), self.n_threads)
+        parts = _row_parts(stop - first, self.n_threads, self.endpoint.device)
         dispatch.run_parts(part, parts, self.n_threads)
+
+    def _total(self, products: Array, first: int) -> Floats:
+        """Sum (LANES,) of what the rows from a first one on have, in their order."""
+        total: Floats = self.kernels.total(products, first, self.endpoint.n_rows)
+        return total
 
     def squares(self, panel: Array) -> Floats:
         """Squared norms (LANES,), of all rows."""
-        found = self._products[0]
         everywhere = 0, self.endpoint.n_rows
-        self._by_row(self.kernels.inner_products, (panel, panel), (found,), everywhere)
-        total: Floats = found.sum(axis=0)
-        return total
+        self._by_row(self.kernels.inner_products, (panel, panel), (self._squares,), everywhere)
+        return self._total(self._squares, 0)
 
     def image(self, panel: Array, out: Array) -> Floats:
         """Write ``(H + damping I) panel`` to `out`; the inner products (LANES,) of both."""
@@ -368,19 +427,16 @@ class _System:
         return self._damped(panel, out)
 
     def _damped(self, panel: Array, out: Array) -> Floats:
-        found = self._products[0]
-        self._by_row(self.kernels.damp, (self.damping, panel), (out, found))
-        total: Floats = found[self.first :].sum(axis=0)
-        return total
+        self._by_row(self.kernels.damp, (self.damping, panel), (out, self._products))
+        return self._total(self._products, self.first)
 
     def residual_of(self, x: Array, right: Array, residual: Array) -> Floats:
         """Write ``b - (H + damping I) x`` to `residual`; its squared norms (LANES,)."""
         self.endpoint.product(x, residual, full=self.full)
         everywhere = 0, self.endpoint.n_rows
-        self._by_row(
-            self.kernels.damp, (self.damping, x), (residual, self._products[0]), everywhere
-        )
-        np.subtract(right, residual, out=residual)
+        damped = residual, self._products
+        self._by_row(self.kernels.damp, (self.damping, x), damped, everywhere)
+        self._by_row(self.kernels.subtract_from, (right,), (residual,), everywhere)
         return self.squares(residual)
 
     def settle(self, x: Array, residual: Array, waiting: npt.NDArray[np.bool_]) -> None:
@@ -399,14 +455,14 @@ class _System:
         lanczos: Ritz,
     ) -> npt.NDArray[np.int64]:
         """Iterate the lanes in `waiting` until none is; how often each took part."""
-        dtype, found = self.endpoint.dtype, self._products
+        dtype, sums = self.endpoint.dtype, (self._squares, self._products)
         target, image, direction = self.panel(), self.panel(), self.panel()
         self.settle(x, residual, waiting)
-        of_rows = (self.factors, self.divisors, residual)
-        self._by_row(self.kernels.precondition_rows, of_rows, (target,))
-        direction[...] = target
-        self._by_row(self.kernels.inner_products, (residual, target), (found[1],))
-        products = found[1, self.first :].sum(axis=0)
+        preconditioned = self.factors, self.divisors, residual
+        self._by_row(self.kernels.precondition_rows, preconditioned, (target,))
+        self.memory.store(direction, target)
+        self._by_row(self.kernels.inner_products, (residual, target), (self._products,))
+        products = self._total(self._products, self.first)
         waiting, done = waiting & (products > 0), np.zeros(LANES, np.int64)
         keeps = np.zeros(LANES)
         while waiting.any():
@@ -419,10 +475,10 @@ class _System:
             self._by_row(
                 self.kernels.advance,
                 (self.factors, self.divisors, rounded, direction, image),
-                (x, residual, target, found[0], found[1]),
+                (x, residual, target, *sums),
             )
             self.move(rounded, direction, x)
-            squares, after = found[:, self.first :].sum(axis=1)
+            squares, after = (self._total(of_rows, self.first) for of_rows in sums)
             lanczos.add(waiting, steps, keeps)
             keeps = np.divide(after, products, out=np.zeros(LANES), where=waiting & (products > 0))
             waiting &= (np.sqrt(squares) > goals) & (done < most) & (after > 0)
@@ -465,17 +521,24 @@ class _ReducedSystem(_System):
 
     def settle(self, x: Array, residual: Array, waiting: npt.NDArray[np.bool_]) -> None:
         """Move the users to where their residual is 0, the items being where they are."""
-        users, items = slice(self.first), slice(self.first, None)
+        kernels, dtype, ones = self.kernels, self.endpoint.dtype, np.ones(LANES)
         step, image = self.panel(), self.panel()
         self._solve_users(residual, step)
-        step[users] *= waiting
+        self._users(kernels.scale, (waiting.astype(dtype),), (step,))
         self.endpoint.coupling(step, image, full=self.full)
-        x[users] += step[users]
-        residual[items] -= image[items]
-        residual[users] *= ~waiting
+        self._users(kernels.take_steps, (ones.astype(dtype), step), (x,))
+        self._by_row(kernels.take_steps, (-ones.astype(dtype), image), (residual,))
+        self._users(kernels.scale, ((~waiting).astype(dtype),), (residual,))
 
     def move(self, steps: Array, direction: Array, x: Array) -> None:
         self._users(self.kernels.take_steps, (steps, direction), (x,))
+
+
+def _row_parts(n_rows: int, n_parts: int, device: str) -> list[tuple[int, int]]:
+    """Runs of rows for the threads of the CPU; a device takes all at once."""
+    if device != "cpu":
+        return [(0, n_rows)]
+    return dispatch.even_parts(np.ones(n_rows), n_parts)
 
 
 def _indefinite(eigenvalue: float, damping: float) -> str:

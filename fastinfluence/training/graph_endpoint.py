@@ -61,6 +61,7 @@ class GraphEndpoint:
         Rows of another shape, or that are not finite.
     """
 
+    device: ClassVar[str] = "cpu"
     N_DRAWS: ClassVar[int] = 4
     """Epochs whose negatives are averaged."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from fastinfluence.attribution import influence_function
@@ -24,6 +25,13 @@ class InfluenceFunction(
     leaves nothing to an assumption, is not slower.
     """
 
+    served = ("cpu",)
+
     def __init__(self, model: KnowledgeGraphModel, **options: Any) -> None:
         super().__init__(model, **options)
         refuse_unit_norm(self)
+
+    @cached_property
+    def _endpoint(self) -> Any:
+        trajectory = self.model.trajectory_
+        return trajectory.program.endpoint(trajectory.end.tables, n_threads=self._within)
