@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,13 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.attribution.dense import DenseAttribution
 from fastinfluence.attribution.quantities import RowGradients
-from fastinfluence.errors import ParameterError
+from fastinfluence.errors import DeviceMemoryError, ParameterError
 from fastinfluence.kernels.structures import LANES, Adjoint
 from fastinfluence.memory import aligned_zeros
 from fastinfluence.training.backward import Stage
 
 if TYPE_CHECKING:
-    from fastinfluence.training import Trajectory
+    from fastinfluence.training import Program, Trajectory
 
 __all__ = ["Replay"]
 
@@ -26,6 +27,10 @@ Array = npt.NDArray[Any]
 Bits = npt.NDArray[np.uint16]
 
 _ALL_LANES = 2**LANES - 1
+
+_STREAMS = 16
+"""Blocks of queries that a GPU takes back at a time: one has no more work than for some tens of
+its multiprocessors."""
 
 
 class Replay(DenseAttribution):
@@ -62,7 +67,8 @@ class Replay(DenseAttribution):
         examples are near. Negatives that were drawn make no neighbours.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        On a GPU free memory decides as well, and a result may differ in its last bits.
     memory_budget : int, optional
         Bytes; a quarter of RAM by default. It decides how many queries one walk through
         training serves and never changes a result.
@@ -74,6 +80,8 @@ class Replay(DenseAttribution):
     NotFittedError
     ParameterError
         `hops` is none of those, or the model's Trajectory does not hold its start.
+    DeviceError
+        The device asked for is not there.
 
     Notes
     -----
@@ -100,6 +108,7 @@ class Replay(DenseAttribution):
 
     name = "replay"
     units = "effect"
+    served: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(
         self,
@@ -130,36 +139,51 @@ class Replay(DenseAttribution):
     def _blocks(
         self, quantity: Any, show_progress: bool | None
     ) -> Iterator[tuple[int, Array, dict[str, Array]]]:
-        trajectory = self.model.trajectory_
+        visits, n = self.model.trajectory_.visits(), len(quantity)
         begin = self._beginning(quantity)
-        visits, n = trajectory.visits(), len(quantity)
-        at_once = LANES * self._blocks_at_once()
+        at_once, first = self._blocks_at_once(), 0
         all_facts = []
-        for first in range(0, n, at_once):
-            starts = range(first, min(first + at_once, n), LANES)
-            blocks = [begin(start) for start in starts]
-            only = self._visits_of(blocks) if self.hops else None
-            for stage in self._stages(only, show_progress):
-                self._step_back(stage, blocks)
-            found = [(block.influence, self._facts(block)) for block in blocks]
-            del blocks  # their adjoints are of no more use
-            for start, (influence, facts) in zip(starts, found, strict=True):
+        while first < n:
+            starts = range(first, min(first + LANES * at_once, n), LANES)
+            try:
+                found = self._walk_back([begin(start) for start in starts], show_progress)
+            except DeviceMemoryError:  # others may have taken what was free
+                if len(starts) == 1:
+                    raise
+                at_once = len(starts) // 2
+                continue
+            first = starts.stop
+            for start in starts:
+                influence, facts = found.pop(0)
                 m = min(LANES, n - start)
                 all_facts.append({name: array[:m] for name, array in facts.items()})
+                influence = dispatch.memory(self._device).fetch(influence)
                 yield start, _by_query(influence, visits, m), all_facts[-1]
         self._conclude(all_facts)
+
+    def _walk_back(
+        self, blocks: list[Any], show_progress: bool | None
+    ) -> list[tuple[Any, dict[str, Array]]]:
+        """Take blocks from the last step to the first; the influence and the facts of each."""
+        only = self._visits_of(blocks) if self.hops else None
+        for stage in self._stages(only, show_progress):
+            self._step_back(stage, blocks)
+        # Their adjoints are of no more use.
+        return [(block.influence, self._facts(block)) for block in blocks]
 
     def _beginning(self, quantity: Any) -> Callable[[int], Any]:
         """Make the block of the queries from a first one on, behind the last step."""
         trajectory = self.model.trajectory_
         gradients = quantity.gradients(*self._parameters)
-        return lambda start: _start(trajectory, gradients, start, self.hops)
+        return lambda start: _start(trajectory, gradients, start, self.hops, self._device)
 
     def _visits_of(self, blocks: list[Any]) -> npt.NDArray[np.bool_] | None:
-        return _visits_of(self.model.trajectory_, blocks)
+        allowed = [dispatch.memory(self._device).fetch(block.allowed) for block in blocks]
+        return _visits_of(self.model.trajectory_, allowed)
 
     def _step_back(self, stage: Stage, blocks: list[Any]) -> None:
-        _step_back(self.model.trajectory_, stage, self._order, blocks, self._n_threads)
+        program = self.model.trajectory_.program.on(self._device)
+        _step_back(program, stage, self._order, blocks, self._n_threads)
 
     def _facts(self, block: Any) -> dict[str, Array]:
         """What is known of each lane's query besides its influence."""
@@ -169,8 +193,8 @@ class Replay(DenseAttribution):
         """Say once what all queries together give reason to say."""
 
     @cached_property
-    def _order(self) -> npt.NDArray[np.int32]:
-        return _order(self.model.trajectory_)
+    def _order(self) -> Any:
+        return _order(self.model.trajectory_.program.on(self._device))
 
     def _blocks_at_once(self) -> int:
         program, data = self.model.trajectory_.program, self.data
@@ -178,39 +202,44 @@ class Replay(DenseAttribution):
         rows = tables * (data.n_users + data.n_items)
         # Twice the influence: once more while it is brought into the order of the data.
         numbers = rows * (program.recipe.n_factors + 1) + 2 * len(data)
-        return self._fitting(LANES * program.dtype.itemsize * numbers, self._log_bytes)
+        size = LANES * program.dtype.itemsize * numbers
+        fitting = self._fitting(size, self._log_bytes)
+        if self._device == "cpu":
+            return fitting
+        free = dispatch.memory(self._device).free_bytes() - self._log_bytes
+        return max(1, min(fitting, int(free // size)))
 
 
 class _Block(NamedTuple):
-    """Queries that go back side by side, one a lane."""
+    """Queries that go back side by side, one a lane; arrays on the device."""
 
     adjoint: Adjoint
     squares: Adjoint | None  # of Adagrad's sums
     allowed: tuple[Bits, Bits]  # lanes that may live on each user's, each item's row
-    influence: Array  # (n, LANES), by visit
+    influence: Any  # (n, LANES), by visit
 
 
-def _start(trajectory: Trajectory, gradients: RowGradients, start: int, hops: int | None) -> _Block:
+def _start(
+    trajectory: Trajectory, gradients: RowGradients, start: int, hops: int | None, device: str
+) -> _Block:
     """The block of the queries from `start` on, behind the last step."""
-    program, data = trajectory.program, trajectory.data
-    d = program.recipe.n_factors + 1
-
-    def zeros() -> Adjoint:
-        shapes = ((n, d, LANES) for n in (data.n_users, data.n_items))
-        return Adjoint(*(aligned_zeros(shape, program.dtype) for shape in shapes))
-
-    adjoint = zeros()
+    program, data, memory = trajectory.program, trajectory.data, dispatch.memory(device)
+    shapes = [(n, program.recipe.n_factors + 1, LANES) for n in (data.n_users, data.n_items)]
+    adjoint = Adjoint(*(aligned_zeros(shape, program.dtype) for shape in shapes))
     for table, places, (queries, codes, rows) in zip(
         adjoint, program.places, (gradients[:3], gradients[3:]), strict=True
     ):
         ours = (queries >= start) & (queries < start + LANES)
         at: Any = (places[codes[ours]], slice(None), queries[ours] - start)
         np.add.at(table, at, rows[ours])
+    squares = None
+    if program.recipe.optimizer == "adagrad":
+        squares = Adjoint(*(memory.zeros(shape, program.dtype) for shape in shapes))
     return _Block(
-        adjoint,
-        zeros() if program.recipe.optimizer == "adagrad" else None,
-        _allowed(trajectory, adjoint, hops),
-        aligned_zeros((len(data), LANES), program.dtype),
+        memory.put(adjoint),
+        squares,
+        memory.put(_allowed(trajectory, adjoint, hops)),
+        memory.zeros((len(data), LANES), program.dtype),
     )
 
 
@@ -233,14 +262,14 @@ def _allowed(trajectory: Trajectory, adjoint: Adjoint, hops: int | None) -> tupl
     return more_users, more_items
 
 
-def _visits_of(trajectory: Trajectory, blocks: list[_Block]) -> npt.NDArray[np.bool_] | None:
+def _visits_of(
+    trajectory: Trajectory, allowed: list[tuple[Bits, Bits]]
+) -> npt.NDArray[np.bool_] | None:
     """Visits that touch a row some lane may live on; None: all, as negatives may touch any."""
     program = trajectory.program
     if program.sampler.n_negatives:
         return None
-    users, items = (
-        np.logical_or.reduce([block.allowed[side] != 0 for block in blocks]) for side in (0, 1)
-    )
+    users, items = (np.logical_or.reduce([bits[side] != 0 for bits in allowed]) for side in (0, 1))
     some: npt.NDArray[np.bool_] = users[program.examples.users] | items[program.examples.items]
     return some
 
@@ -255,53 +284,71 @@ def _by_query(influence: Array, visits: npt.NDArray[np.int64], m: int) -> Array:
     return found
 
 
-def _order(trajectory: Trajectory) -> npt.NDArray[np.int32]:
-    """The visits, to be gone through from the last to the first."""
-    program, data = trajectory.program, trajectory.data
+def _order(program: Program) -> Any:
+    """The visits (n,) on the program's device, to be gone through from the last to the first."""
     if program.sampler.n_negatives:
-        return np.arange(len(data), dtype=np.int32)
-    order: npt.NDArray[np.int32] = dispatch.kernels("replay").walk_order(
-        program.examples, program.schedule.pointers, data.n_users, data.n_items
+        order = np.arange(len(program.data), dtype=np.int32)
+        return dispatch.memory(program.device).put(order)
+    return dispatch.kernels("replay", program.device).walk_order(
+        program.placed.examples,
+        program.placed.pointers,
+        program.data.n_users,
+        program.data.n_items,
     )
-    return order
 
 
 def _step_back(
-    trajectory: Trajectory,
-    stage: Stage,
-    order: npt.NDArray[np.int32],
-    blocks: list[_Block],
-    n_threads: int,
+    program: Program, stage: Stage, order: Any, blocks: list[_Block], n_threads: int
 ) -> None:
-    """Take all blocks back over a stage, its strata one after the other.
+    """Take all blocks back over a stage, the strata of each one after the other.
 
     The tiles of a stratum share no row, negatives included, so its groups of users may go back
-    side by side as they trained side by side: threads find work in a single block as well.
+    side by side as they trained side by side: threads find work in a single block as well. A
+    GPU takes a stratum of a block at once, and several blocks side by side.
     """
-    program, n_groups = trajectory.program, trajectory.program.schedule.n_groups
-    replay_steps = dispatch.kernels("replay").replay_steps
+    n_groups = program.schedule.n_groups
+    replay_steps = dispatch.kernels("replay", program.device).replay_steps
     hyper = program.hyper(stage.epoch)
-    for stratum in range(n_groups - 1, -1, -1):
-        tiles = slice(stratum * n_groups, (stratum + 1) * n_groups + 1)
-        bounds = np.clip(program.schedule.pointers[tiles], stage.start, stage.stop)
+    bounds = np.clip(program.schedule.pointers, stage.start, stage.stop)
+    placed_bounds = dispatch.memory(program.device).put(bounds)
 
-        def part(start: int, stop: int, bounds: npt.NDArray[np.int64] = bounds) -> None:
+    def step_back(block: _Block, start: int, stop: int) -> None:
+        replay_steps(
+            block.adjoint,
+            block.squares,
+            program.placed.examples,
+            stage.log,
+            hyper,
+            program.recipe.loss_code,
+            *block.allowed,
+            order,
+            placed_bounds,
+            start,
+            stop,
+            block.influence,
+        )
+
+    strata = [
+        range(first, first + n_groups)
+        for first in range((n_groups - 1) * n_groups, -1, -n_groups)
+        if bounds[first] < bounds[first + n_groups]
+    ]
+    if program.device != "cpu":
+
+        def whole(start: int, stop: int) -> None:
+            for block, tiles in itertools.product(blocks[start:stop], strata):
+                step_back(block, tiles.start, tiles.stop)
+
+        parts = dispatch.even_parts(np.ones(len(blocks)), _STREAMS)
+        dispatch.run_parts(whole, parts, _STREAMS)
+        return
+    for tiles in strata:
+
+        def part(start: int, stop: int, first: int = tiles.start) -> None:
             for number in range(start // n_groups, -(-stop // n_groups)):
-                block, first = blocks[number], number * n_groups
-                replay_steps(
-                    block.adjoint,
-                    block.squares,
-                    program.examples,
-                    stage.log,
-                    hyper,
-                    program.recipe.loss_code,
-                    *block.allowed,
-                    order,
-                    bounds[max(start - first, 0)],
-                    bounds[min(stop - first, n_groups)],
-                    block.influence,
-                )
+                at = first - number * n_groups
+                ours = max(start + at, first), min(stop + at, first + n_groups)
+                step_back(blocks[number], *ours)
 
-        if bounds[0] < bounds[-1]:
-            work = np.tile(np.diff(bounds), len(blocks)).astype(float)
-            dispatch.run_parts(part, dispatch.even_parts(work, 4 * n_threads), n_threads)
+        work = np.tile(np.diff(bounds[tiles.start : tiles.stop + 1]), len(blocks)).astype(float)
+        dispatch.run_parts(part, dispatch.even_parts(work, 4 * n_threads), n_threads)

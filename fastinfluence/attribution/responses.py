@@ -153,8 +153,8 @@ def _step_forward(trajectory: Trajectory, stage: Stage, panel: _Panel) -> None:
 
     def move(start: int, stop: int) -> None:
         kernels[0].replay_steps(
-            rows, None, program.examples, stage.log, hyper, loss, *allowed, forwards, n - stop,
-            n - start, products,
+            rows, None, program.examples, stage.log, hyper, loss, *allowed, forwards,
+            np.array([n - stop, n - start]), 0, 1, products,
         )  # fmt: skip
 
     at = stage.start

@@ -290,8 +290,8 @@ def _steps(
 
 @kernel
 def replay_steps(
-    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, start, stop,
-    out,
+    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, bounds,
+    start, stop, out,
 ):  # fmt: skip
     """Take the adjoints of a block of quantities back over logged steps, the last first.
 
@@ -313,8 +313,10 @@ def replay_steps(
         Bit b: the adjoint of lane b may live on that row. It is zero elsewhere and stays so.
     order : (n,) int32
         Visits, to be gone through from the last to the first.
+    bounds : (n_tiles + 1,) int64
+        Of tiles of `order`.
     start, stop : int
-        The part of `order` to go through.
+        The tiles to go through.
     out : (n, LANES)
         ``w_j dphi/dw_j`` of the example of every visit, added to.
     """
@@ -332,6 +334,6 @@ def replay_steps(
         np.empty((width, d, LANES), dtype),
     )
     _steps(
-        adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, start,
-        stop, out, of_step, of_adagrad,
+        adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order,
+        bounds[start], bounds[stop], out, of_step, of_adagrad,
     )  # fmt: skip

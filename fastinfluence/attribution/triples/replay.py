@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ class Replay(TripleAttribution, replay.Replay, of=KnowledgeGraphModel):
     the end of an epoch, over that at the end of training. Beyond `AMPLIFICATION_LIMIT` training
     was chaotic, and a `ChaosWarning` says so.
     """
+
+    served: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def __init__(self, model: KnowledgeGraphModel, *, hops: int | None = None, **options: Any):
         super().__init__(model, hops=hops, **options)

@@ -1,0 +1,276 @@
+"""Replay: the exact derivative of a training run, from its last step to its first.
+
+A block of the grid is a tile of the schedule: tiles of a stratum share no row. Its steps go back
+several at a time: of the next few, one a team of threads, those before the first that shares a
+row with one before it are taken side by side. The order of the steps of any row never changes,
+and with it no bit.
+
+A step moves ``4 (candidates + 1) / 2 * (k + 1) * 64`` bytes of adjoints in float32 (16.6 kB at
+k=64 with one candidate, in Adagrad twice as many) for some six flops a number, far too few to
+count: device memory bounds it where there are some 100 tiles at a time, otherwise the
+latency of three loads that depend on each other and of the two sweeps over the rows.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from ..cpu.jit import kernel as host_kernel
+from ..errors import DeviceError
+from ..structures import GRADIENT, LANES, Adjoint
+from .adjoints import RANKS, adjoint_dots, move_adjoints, set_factors
+from .fours import add4, put4, times4
+from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
+from .losses import BPR
+from .memory import fetch, put
+from .simd import load4
+
+__all__ = ["LANES", "replay_steps", "walk_order"]
+
+_TEAM = 32
+"""Threads of a step: a warp."""
+
+_ROWS = 1024
+"""Rows of users, and of items, that are told apart: a tile rarely has more, and they stand in a
+row. Those that are not merely wait for each other."""
+
+_CLAIMS = 2 * _ROWS
+
+_BATCH = 8
+"""Candidates whose inner products are summed at once: the room for the parts is for so many."""
+
+_PARTS = 32 * 4
+"""Numbers that the threads of a warp have of a sum: four lanes each."""
+
+_SHARED = 48 * 1024 - 4 * _CLAIMS - 64
+"""Bytes of shared memory that teams may fill."""
+
+
+def walk_order(examples, pointers, n_users, n_items):
+    """Order of the visits that goes back as theirs does, steps that share no row in runs.
+
+    A step comes as early as the longest chain of steps, each sharing a row with the next, lets it;
+    the CPU's order, which meets rows again at once, would leave nothing to do side by side.
+    """
+    visits = fetch((examples.users, examples.items, pointers))
+    levels = _levels(*visits, n_users, n_items)
+    return put(np.argsort(-levels, kind="stable").astype(np.int32))
+
+
+@host_kernel
+def _levels(users, items, pointers, n_users, n_items):
+    """Length of the chain of steps that must have gone back before each, the last block first."""
+    levels = np.empty(users.shape[0], np.int64)
+    of_users, of_items = np.zeros(n_users, np.int64), np.zeros(n_items, np.int64)
+    behind = 0
+    for block in range(pointers.shape[0] - 2, -1, -1):
+        least = behind
+        for t in range(pointers[block + 1] - 1, pointers[block] - 1, -1):
+            level = max(least, of_users[users[t]], of_items[items[t]]) + 1
+            levels[t] = of_users[users[t]] = of_items[items[t]] = level
+            behind = max(behind, level)
+    return levels
+
+
+def replay_steps(
+    adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, bounds,
+    start, stop, out,
+):  # fmt: skip
+    """Take the adjoints of a block of quantities back over logged steps, the last first.
+
+    See the twin in `kernels.cpu`. The tiles `start` to `stop` go back side by side: they must not
+    share a row.
+    """
+    adagrad = squares is not None
+    width, d = log.items.shape[1], log.user_rows.shape[1] + 1
+    teams, room = room_of_teams(width, d, adagrad, log.user_rows.dtype)
+    rows = _flat(adjoint)
+    launch(
+        replay_tiles(adagrad, out.dtype.itemsize), stop - start, teams * _TEAM, rows,
+        _flat(squares) if adagrad else rows, examples, log, hyper, loss, allowed_users,
+        allowed_items, order, bounds, start, out, shared=teams * room * out.dtype.itemsize,
+    )  # fmt: skip
+
+
+def _flat(adjoint):
+    """Rows without a dimension for the lanes, as four of them are read at once."""
+    return Adjoint(*(rows.reshape(rows.shape[0], rows.shape[1] * LANES) for rows in adjoint))
+
+
+def _most_teams(adagrad, itemsize):
+    """Steps side by side: some 14 of a tile of MovieLens 1M share no row, in the order given.
+
+    Half as many where registers do not suffice.
+    """
+    if SIMULATED:
+        return 3
+    return 8 if adagrad or itemsize == 8 else 16
+
+
+def room_of_teams(width, d, adagrad, dtype):
+    """Steps side by side, and the shared numbers of each.
+
+    They are the parts of sums, of a batch of candidates and of ``v . rows``; these sums; and the
+    pull factors of all rows.
+    """
+    room = (min(width, _BATCH) + 1) * _PARTS + (width + 1) * LANES
+    room += -(-3 * (width + 1) * d // 4) * 4 * adagrad
+    size = np.dtype(dtype).itemsize
+    teams = min(_most_teams(adagrad, size), _SHARED // (room * size))
+    if teams == 0:
+        raise DeviceError(
+            f"a step of {width:,} candidates with {d - 1:,} factors in {dtype} does not fit the "
+            "shared memory of a GPU: use fewer negatives, dtype='float32', or device='cpu'"
+        )
+    return teams, room
+
+
+@inner_kernel
+def _candidates(log, slot, allowed_items):
+    """Number of candidates of a step, and the lanes that live on any of them."""
+    count, lanes = 0, 0
+    while count < log.items.shape[1] and log.items[slot, count] >= 0:
+        lanes |= allowed_items[log.items[slot, count]]
+        count += 1
+    return count, lanes
+
+
+@inner_kernel
+def _claim(claims, u, log, slot, count, stamp, member):
+    """Put a step's stamp on its rows, unless they bear that of an earlier one, a greater stamp."""
+    if member == 0:
+        cuda.atomic.max(claims, u % _ROWS, stamp)
+    for c in range(member, count, _TEAM):
+        cuda.atomic.max(claims, _ROWS + log.items[slot, c] % _ROWS, stamp)
+
+
+@inner_kernel
+def _is_held_up(claims, u, log, slot, count, stamp, member):
+    """Whether a row that this thread looks at belongs to an earlier step."""
+    held_up = member == 0 and claims[u % _ROWS] > stamp
+    for c in range(member, count, _TEAM):
+        held_up = held_up or claims[_ROWS + log.items[slot, c] % _ROWS] > stamp
+    return held_up
+
+
+@inner_kernel
+def _set_totals(
+    adagrad, adjoint, sums, u, log, slot, count, loss, shared, parts, totals, factors, member
+):
+    """Slopes of the scores of all candidates, and behind them ``v . rows``, to `totals`."""
+    number, width = type(log.numbers[0, 0]), log.items.shape[1]
+    size = 3 * (log.user_rows.shape[1] + 1)
+    share, one = number(loss != BPR), number(1)
+    rank, lanes = member // 4, member % 4 * 4
+    norms = number(0), number(0), number(0), number(0)
+    behind = min(width, _BATCH) * _PARTS
+    for begin in range(0, count, _BATCH):
+        end = min(begin + _BATCH, count)
+        for c in range(begin, end):
+            i = log.items[slot, c]
+            score, of_user, of_item = adjoint_dots(
+                adagrad, adjoint.users[u], adjoint.items[i], sums.users[u], sums.items[i], shared,
+                factors + size * width, factors + size * c, log, slot, slot * width + c, share,
+                rank, lanes,
+            )  # fmt: skip
+            put4(shared, parts + (c - begin) * _PARTS + member * 4, score)
+            norms = add4(norms, one, of_item)
+            if c == 0:
+                norms = add4(norms, one, of_user)
+        put4(shared, parts + behind + member * 4, norms)
+        cuda.syncwarp()
+        for c in range(begin + rank, end, RANKS):
+            total = _sum(shared, parts + (c - begin) * _PARTS + lanes)
+            put4(shared, totals + c * LANES + lanes, total)
+        if rank == RANKS - 1:
+            put4(shared, totals + width * LANES + lanes, _sum(shared, parts + behind + lanes))
+        cuda.syncwarp()
+
+
+@inner_kernel
+def _sum(shared, first):
+    """Sum over the ranks of a warp, always in the same order."""
+    total = load4(shared, first)
+    for n in range(1, RANKS):
+        total = add4(total, type(total[0])(1), load4(shared, first + n * LANES))
+    return total
+
+
+@functools.cache
+def replay_tiles(adagrad: bool, itemsize: int) -> Any:
+    """Make the kernel of plain SGD, or of Adagrad, for numbers of so many bytes."""
+
+    @kernel(launch_bounds=_TEAM * _most_teams(adagrad, itemsize))
+    def replay_tile(
+        adjoint, sums, examples, log, hyper, loss, allowed_users, allowed_items, order, bounds,
+        first_tile, out,
+    ):  # fmt: skip
+        teams, team = cuda.blockDim.x // _TEAM, cuda.threadIdx.x // _TEAM
+        member = cuda.threadIdx.x % _TEAM
+        rank, lanes = member // 4, member % 4 * 4
+        width = log.items.shape[1]
+        claims = cuda.shared.array(_CLAIMS, np.int32)
+        held_up = cuda.shared.array(1, np.int32)
+        shared = cuda.shared.array(0, log.user_rows.dtype, alignment=16)
+        parts = shared.shape[0] // teams * team
+        totals = parts + (min(width, _BATCH) + 1) * _PARTS
+        factors = totals + (width + 1) * LANES
+        for n in range(cuda.threadIdx.x, _CLAIMS, cuda.blockDim.x):
+            claims[n] = 0
+        if cuda.threadIdx.x == 0:
+            held_up[0] = 0
+        cuda.syncthreads()
+        tile = first_tile + cuda.blockIdx.x
+        first, behind = bounds[tile], bounds[tile + 1]
+        before = 0  # stamps of the rounds so far; a round's are greater, the first step's most
+        while behind > first:
+            before += teams
+            stamp = before + teams - 1 - team
+            at, t, u, slot, count = behind - 1 - team, 0, 0, -1, 0
+            if at >= first:
+                t = order[at]
+                slot = log.slots[t]
+            if slot >= 0:
+                u = examples.users[t]
+                count, living = _candidates(log, slot, allowed_items)
+                if (living | allowed_users[u]) == 0:
+                    slot = -1
+            if slot >= 0:
+                _claim(claims, u, log, slot, count, stamp, member)
+            cuda.syncthreads()
+            if slot >= 0 and _is_held_up(claims, u, log, slot, count, stamp, member):
+                cuda.atomic.max(held_up, 0, stamp)
+            cuda.syncthreads()
+            n_steps = teams
+            if held_up[0] >= before:
+                n_steps = before + teams - 1 - held_up[0]
+            behind -= n_steps
+            if slot < 0 or team >= n_steps:
+                continue
+            weight = examples.weights[t]
+            l2, one = hyper.regularization, type(weight)(1)
+            rate, keep = -weight, weight * l2
+            if adagrad:
+                set_factors(log, slot, count, loss, hyper, weight, shared, factors, member)
+                cuda.syncwarp()
+            else:  # v = -learning_rate u is u itself up to a factor
+                rate = hyper.learning_rate * weight
+                keep = one - rate * l2
+            _set_totals(
+                adagrad, adjoint, sums, u, log, slot, count, loss, shared, parts, totals, factors,
+                member,
+            )  # fmt: skip
+            if rank == 0:
+                credit = times4(l2, load4(shared, totals + width * LANES + lanes))
+                for c in range(count):
+                    slopes = load4(shared, totals + c * LANES + lanes)
+                    credit = add4(credit, log.numbers[slot * width + c, GRADIENT], slopes)
+                put4(out[t], lanes, add4(load4(out[t], lanes), -rate, credit))
+            move_adjoints(
+                adagrad, adjoint, sums, u, log, slot, count, loss, rate, keep, shared, totals,
+                factors, allowed_users, allowed_items, rank, lanes,
+            )  # fmt: skip
+            cuda.syncwarp()
+
+    return replay_tile
