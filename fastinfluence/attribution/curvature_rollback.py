@@ -14,7 +14,7 @@ from fastinfluence import dispatch
 from fastinfluence.attribution.base import RowAttribution
 from fastinfluence.attribution.queries import query_codes
 from fastinfluence.attribution.rows import Changes, Grouping, RowStore, only_groups
-from fastinfluence.errors import ParameterError
+from fastinfluence.errors import DeviceMemoryError, ParameterError
 from fastinfluence.kernels.structures import LANES, Curvature, Tables, Touches
 from fastinfluence.memory import aligned_zeros, memory_budget
 from fastinfluence.training.backward import Stage, backward
@@ -62,7 +62,7 @@ class CurvatureRollback(RowAttribution):
         are used as they are.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu", "cuda"}, default "auto"
     show_progress : bool, optional
 
     Raises
@@ -70,6 +70,8 @@ class CurvatureRollback(RowAttribution):
     NotFittedError
     ReplayMismatch
         Running the Trajectory again did not give the model's parameters.
+    DeviceMemoryError
+        The GPU has not memory enough for the log, the result and the matrix of one row.
 
     Notes
     -----
@@ -77,7 +79,7 @@ class CurvatureRollback(RowAttribution):
     floating-point operations for every visit and side, k factors. Adagrad's scaling is taken as
     recorded (its dependence on the example is left out). Memory: the log of an epoch (at most
     1 GiB), a (k + 1) x k matrix for every row, and the result; where the matrices exceed a
-    quarter of RAM, rows are done in several walks.
+    quarter of RAM, or half of what a GPU has left, rows are done in several walks.
 
     The product of curvatures is that of DVEmb (Wang et al., ICLR 2025, arXiv 2412.09538),
     here exact on each embedding row and unprojected; Gradient Rollback is Lawrence, Sztyler &
@@ -94,6 +96,7 @@ class CurvatureRollback(RowAttribution):
 
     name = "curvature-rollback"
     units = "effect"
+    served = ("cpu", "cuda")
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class CurvatureRollback(RowAttribution):
             meta["rows"] = [zlib.crc32(codes.tobytes()) for codes in held]
 
         def changes() -> tuple[Changes, Changes]:
-            return _roll_back(model.trajectory_, held, self._n_threads, show_progress)
+            return _roll_back(model.trajectory_, held, self._n_threads, show_progress, self._device)
 
         self._rows = RowStore.obtain(
             model.trajectory_,
@@ -169,6 +172,7 @@ def _roll_back(
     held: tuple[Codes, Codes] | None,
     n_threads: int,
     show_progress: bool | None,
+    device: str = "cpu",
 ) -> tuple[Changes, Changes]:
     """Changes credited to all examples, or to those of some users and items."""
     program, examples = trajectory.program, trajectory.program.examples
@@ -178,20 +182,58 @@ def _roll_back(
         np.sort(place[codes]).astype(np.int64)
         for place, codes in zip(program.places, held, strict=True)
     ]
+    if device == "cuda":  # a block a row: the last one to start should not be the longest
+        rows = [
+            some[np.argsort(-np.bincount(own, minlength=len(place))[some], kind="stable")]
+            for some, own, place in zip(
+                rows, (examples.users, examples.items), program.places, strict=True
+            )
+        ]
+    most = len(rows[0]) + len(rows[1])
+    while True:
+        try:
+            changes = _rolled_back(trajectory, rows, most, n_threads, show_progress, device)
+            break
+        except DeviceMemoryError as error:
+            if most == 1:
+                size = 2 * len(examples.users) * program.recipe.n_factors * program.dtype.itemsize
+                raise DeviceMemoryError(
+                    "Curvature Rollback does not fit the device, even one row at a time: the log "
+                    f"of steps takes up to {LOG_BUDGET / 2**20:,.0f} MiB, the result up to "
+                    f"{size / 2**20:,.1f} MiB; use device='cpu', or rows= for some queries only"
+                ) from error
+            most //= 2
+    visits = trajectory.visits()
+    by_user, by_item = (side._replace(places=side.places[visits]) for side in changes)
+    return by_user, by_item
+
+
+def _rolled_back(
+    trajectory: Trajectory,
+    rows: list[Codes],
+    most: int,
+    n_threads: int,
+    show_progress: bool | None,
+    device: str,
+) -> list[Changes]:
+    """Changes of the users' and the items' rows, in walks of at most `most` rows."""
+    program, examples = trajectory.program, trajectory.program.examples
+    memory = dispatch.memory(device)
     ours = np.isin(examples.users, rows[0]), np.isin(examples.items, rows[1])
     # Negatives may touch a row from any example.
     sampled = program.sampler.n_negatives > 0
     only = None if sampled else ours[0] | ours[1]
     changes = (
-        _no_changes(program, examples.users, ours[0]),
-        _no_changes(program, examples.items, ours[1]),
+        _no_changes(program, examples.users, ours[0], device),
+        _no_changes(program, examples.items, ours[1], device),
     )
-    for sides in _chunks(trajectory, rows):
+    for sides in _chunks(trajectory, rows, most, device):
         stages = backward(
             trajectory,
             memory_budget=LOG_BUDGET,
             only=only,
             n_threads=n_threads,
+            device=device,
             description="curvature",
             show_progress=show_progress,
         )
@@ -202,17 +244,21 @@ def _roll_back(
                 key = (side.of_users, stage.start)
                 touches = known.get(key)
                 if touches is None:
-                    touches = _touches(side, examples.users, stage, credited.places)
+                    touches = _touches(side, examples.users, stage, credited.places, device)
                     if not sampled:  # the same in every epoch
                         known[key] = touches
-                _walk(side, touches, program, stage, credited, n_threads)
-    visits = trajectory.visits()
-    by_user, by_item = (side._replace(places=side.places[visits]) for side in changes)
-    return by_user, by_item
+                _walk(side, touches, program, stage, credited, n_threads, device)
+    return [
+        side._replace(rows=memory.fetch(side.rows), biases=memory.fetch(side.biases))
+        for side in changes
+    ]
 
 
 def _no_changes(
-    program: Program, rows: npt.NDArray[np.int32], ours: npt.NDArray[np.bool_]
+    program: Program,
+    rows: npt.NDArray[np.int32],
+    ours: npt.NDArray[np.bool_],
+    device: str = "cpu",
 ) -> Changes:
     """Room for the changes of some visits, row after row: a walk then writes next to itself."""
     count_sort = dispatch.kernels("grouping").count_sort
@@ -221,28 +267,34 @@ def _no_changes(
     places = np.full(len(rows), -1)
     places[order] = np.arange(len(order))
     shape = (len(order), program.recipe.n_factors)
-    return Changes(aligned_zeros(shape, program.dtype), np.zeros(len(order), program.dtype), places)
+    zeros = dispatch.memory(device).zeros
+    return Changes(zeros(shape, program.dtype), zeros(shape[:1], program.dtype), places)
 
 
-def _chunks(trajectory: Trajectory, rows: list[Codes]) -> Iterator[list[_Side]]:
-    """Rows whose matrices fit the memory budget together, with their matrices."""
+def _chunks(
+    trajectory: Trajectory, rows: list[Codes], most: int = 2**31, device: str = "cpu"
+) -> Iterator[list[_Side]]:
+    """At most `most` rows whose matrices fit the memory together, with their matrices."""
     k = trajectory.recipe.n_factors
     size = (k + 3) * _padded(k) * trajectory.program.dtype.itemsize
-    most = max(1, memory_budget() // size)
+    budget = memory_budget()
+    if device == "cuda":
+        budget = min(budget, dispatch.memory(device).free_bytes() // 2)
+    most = max(1, min(most, budget // size))
     n_users, n = len(rows[0]), len(rows[0]) + len(rows[1])
-    end = trajectory.program.enter(trajectory.end).tables
+    end = trajectory.program.on("cpu").enter(trajectory.end).tables
     for start in range(0, n, most):
         users = rows[0][start : start + most]
         items = rows[1][max(0, start - n_users) : max(0, start + most - n_users)]
         chosen = ((True, users), (False, items))
-        yield [_side(of_users, some, end) for of_users, some in chosen if len(some)]
+        yield [_side(of_users, some, end, device) for of_users, some in chosen if len(some)]
 
 
 def _padded(k: int) -> int:
     return -(-k // LANES) * LANES
 
 
-def _side(of_users: bool, rows: Codes, end: Tables) -> _Side:
+def _side(of_users: bool, rows: Codes, end: Tables, device: str = "cpu") -> _Side:
     """Behind the last step: matrices that change nothing, and the rows as training left them."""
     factors = end.user_factors if of_users else end.item_factors
     biases = end.user_biases if of_users else end.item_biases
@@ -259,19 +311,25 @@ def _side(of_users: bool, rows: Codes, end: Tables) -> _Side:
     state.matrices[:, np.arange(k), np.arange(k)] = 1
     state.last_rows[:, k] = 1
     state.values[:, :k] = factors[rows]
-    return _Side(of_users, lookup, state)
+    return _Side(of_users, lookup, dispatch.memory(device).put(state))
 
 
-def _touches(side: _Side, users: npt.NDArray[np.int32], stage: Stage, places: Codes) -> Touches:
+def _touches(
+    side: _Side,
+    users: npt.NDArray[np.int32],
+    stage: Stage,
+    places: Codes,
+    device: str = "cpu",
+) -> Touches:
     """Which logged steps touched the rows of a side, row after row."""
-    log = stage.log
+    memory, log = dispatch.memory(device), stage.log
     n_candidates = log.items.shape[1]
-    visits = np.flatnonzero(log.slots[stage.start : stage.stop] >= 0) + stage.start
+    visits = np.flatnonzero(stage.slots[stage.start : stage.stop] >= 0) + stage.start
     slots = np.arange(len(visits))  # visits are logged one behind the other
     if side.of_users:
         codes, entries, targets = side.lookup[users[visits]], slots * n_candidates, places[visits]
     else:
-        items = log.items[: len(visits)]
+        items = memory.fetch(log.items)[: len(visits)]
         found = items >= 0
         codes = side.lookup[items[found]]
         entries = (slots[:, None] * n_candidates + np.arange(n_candidates))[found]
@@ -281,8 +339,9 @@ def _touches(side: _Side, users: npt.NDArray[np.int32], stage: Stage, places: Co
     here = codes >= 0
     if not here.all():
         codes, entries, targets = codes[here], entries[here], targets[here]
-    pointers, order = dispatch.kernels("grouping").count_sort(codes, len(side.state.values))
-    return Touches(pointers, entries[order], targets[order])
+    pointers, order = dispatch.kernels("grouping").count_sort(codes, side.state.values.shape[0])
+    touches: Touches = memory.put(Touches(pointers, entries[order], targets[order]))
+    return touches
 
 
 def _walk(
@@ -292,8 +351,9 @@ def _walk(
     stage: Stage,
     credited: Changes,
     n_threads: int,
+    device: str = "cpu",
 ) -> None:
-    roll_back_rows = dispatch.kernels("curvature").roll_back_rows
+    roll_back_rows = dispatch.kernels("curvature", device).roll_back_rows
 
     def part(start: int, stop: int) -> None:
         roll_back_rows(
@@ -309,6 +369,9 @@ def _walk(
             stop,
         )
 
+    if device == "cuda":
+        part(0, side.state.values.shape[0])
+        return
     # Loading and storing a matrix costs about as much as four touches.
     work = np.diff(touches.pointers) + 4.0
     dispatch.run_parts(part, dispatch.even_parts(work, 4 * n_threads), n_threads)

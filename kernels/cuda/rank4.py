@@ -1,0 +1,190 @@
+"""Four rank-one updates of a small matrix, then four products with it, in registers.
+
+Vectors of inputs and of outputs are interleaved by four, ``vectors[4 f + q]`` is element f of
+vector q: one 128-bit load serves four multiply-adds of every element that a thread holds. Each
+thread holds a tile of `rows` x `columns`, the same in every pass; the products of a tile are
+summed over the threads of a row of tiles by halving: of 4 * rows sums a thread hands on half,
+then half of what is left, until it is left with one output of all four vectors.
+
+A pass over a matrix of 64 x 64 is 512 multiply-adds, 24 loads of shared memory and 28 shuffles a
+thread, 128 cycles of a multiprocessor's arithmetic a warp and, if every load takes its four turns,
+124 of its shared memory. A thread has 64 elements and 32 sums: less would be more loads for each
+multiply-add, more would leave the registers.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .jit import SIMULATED, cuda, inner_kernel
+from .simd import load4, store4
+
+__all__ = ["RANK", "Matrix", "in_memory", "in_registers"]
+
+RANK = 4
+_ALL = 0xFFFFFFFF
+
+_TILES = {  # (width, bytes of a number): rows and columns of a tile, threads across a row
+    (16, 4): (4, 2, 8),
+    (32, 4): (8, 4, 8),
+    (64, 4): (8, 8, 8),
+    (128, 4): (8, 8, 16),
+    (16, 8): (4, 2, 8),
+    (32, 8): (4, 4, 8),
+    (64, 8): (4, 8, 8),
+}
+
+
+class Matrix(NamedTuple):
+    """What a kernel does with a matrix that its block holds in one way or another.
+
+    It is given transposed, ``matrix[f, r]``, with k inputs f and k outputs r.
+    """
+
+    threads: int  # of a block
+    size: int  # elements a thread holds; 0: none
+    load: Callable[..., None] | None  # (tile, matrix, k)
+    store: Callable[..., None] | None  # (tile, matrix, k)
+    scale: Callable[..., None]  # (tile, k, factor)
+    shrink: Callable[..., None]  # (tile, k, keeps): column f by keeps[f]
+    update: Callable[..., None]  # (tile, k, pending, rights): + sum_q pending_q rights_q^T
+    multiply: Callable[..., None]  # (tile, k, lefts, column, width, out): see below
+
+
+# Of `multiply`: out_q = tile lefts_q + lefts[4 width + q] column, the last input being the bias.
+
+
+@functools.cache
+def in_registers(width: int, number: Any) -> Matrix | None:
+    """Matrices of up to `width` numbers a side, spread over a block; None if they are too large.
+
+    Parameters
+    ----------
+    width : {16, 32, 64, 128}
+    number : {np.float32, np.float64}
+    """
+    if (width, number(0).itemsize) not in _TILES:
+        return None
+    rows, columns, across = _TILES[width, number(0).itemsize]
+    size, n_sums, share = rows * columns, RANK * rows, across // rows
+    halvings, folds = rows.bit_length() - 1, share.bit_length() - 1
+
+    @inner_kernel
+    def load(tile, matrix, k):
+        first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
+        for j in range(columns):
+            f = c + across * j
+            for i in range(rows):
+                r = first + i
+                tile[i * columns + j] = matrix[f, r] if f < k and r < k else number(0)
+
+    @inner_kernel
+    def store(tile, matrix, k):
+        first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
+        for j in range(columns):
+            f = c + across * j
+            for i in range(rows):
+                if f < k and first + i < k:
+                    matrix[f, first + i] = tile[i * columns + j]
+
+    @inner_kernel
+    def scale(tile, k, factor):
+        for n in range(size):
+            tile[n] *= factor
+
+    @inner_kernel
+    def shrink(tile, k, keeps):
+        for j in range(columns):
+            keep = keeps[cuda.threadIdx.x % across + across * j]
+            for i in range(rows):
+                tile[i * columns + j] *= keep
+
+    @inner_kernel
+    def update(tile, k, pending, rights):
+        first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
+        held = cuda.local.array(n_sums, number)
+        for i in range(rows):
+            four = load4(pending, RANK * (first + i))
+            for q in range(RANK):
+                held[RANK * i + q] = four[q]
+        for j in range(columns):
+            x = load4(rights, RANK * (c + across * j))
+            for i in range(rows):
+                for q in range(RANK):
+                    tile[i * columns + j] += held[RANK * i + q] * x[q]
+
+    @inner_kernel
+    def multiply(tile, k, lefts, column, width, out):
+        t = cuda.threadIdx.x
+        c = t % across
+        sums = cuda.local.array(n_sums, number)
+        for n in range(n_sums):
+            sums[n] = number(0)
+        for j in range(columns):
+            x = load4(lefts, RANK * (c + across * j))
+            for i in range(rows):
+                for q in range(RANK):
+                    sums[RANK * i + q] += tile[i * columns + j] * x[q]
+        for step in range(halvings):
+            bit, half = across >> (step + 1), n_sums >> (step + 1)
+            upper = t & bit
+            for n in range(half):
+                mine, its = sums[n], sums[n + half]
+                if upper:
+                    mine, its = its, mine
+                sums[n] = mine + cuda.shfl_xor_sync(_ALL, its, bit)
+        for step in range(folds):
+            for q in range(RANK):
+                sums[q] += cuda.shfl_xor_sync(_ALL, sums[q], share >> (step + 1))
+        if c % share == 0:
+            r = t // across * rows + c // share
+            x = load4(lefts, RANK * width)
+            bias = column[r]
+            store4(
+                out, RANK * r, sums[0] + bias * x[0], sums[1] + bias * x[1],
+                sums[2] + bias * x[2], sums[3] + bias * x[3],
+            )  # fmt: skip
+
+    threads = width // rows * across
+    return Matrix(threads, size, load, store, scale, shrink, update, multiply)
+
+
+@functools.cache
+def in_memory(number: Any) -> Matrix:
+    """Matrices of any size, left where they are: bound by the L2 that their rows come from."""
+    threads = 32 if SIMULATED else 256
+
+    @inner_kernel
+    def scale(matrix, k, factor):
+        for r in range(cuda.threadIdx.x, k, threads):
+            for f in range(k):
+                matrix[f, r] *= factor
+
+    @inner_kernel
+    def shrink(matrix, k, keeps):
+        for r in range(cuda.threadIdx.x, k, threads):
+            for f in range(k):
+                matrix[f, r] *= keeps[f]
+
+    @inner_kernel
+    def update(matrix, k, pending, rights):
+        for r in range(cuda.threadIdx.x, k, threads):
+            p = load4(pending, RANK * r)
+            for f in range(k):
+                x = load4(rights, RANK * f)
+                matrix[f, r] += p[0] * x[0] + p[1] * x[1] + p[2] * x[2] + p[3] * x[3]
+
+    @inner_kernel
+    def multiply(matrix, k, lefts, column, width, out):
+        for r in range(cuda.threadIdx.x, k, threads):
+            x, bias = load4(lefts, RANK * width), column[r]
+            a, b, c, d = bias * x[0], bias * x[1], bias * x[2], bias * x[3]
+            for f in range(k):
+                x, m = load4(lefts, RANK * f), matrix[f, r]
+                a += m * x[0]
+                b += m * x[1]
+                c += m * x[2]
+                d += m * x[3]
+            store4(out, RANK * r, a, b, c, d)
+
+    return Matrix(threads, 0, None, None, scale, shrink, update, multiply)
