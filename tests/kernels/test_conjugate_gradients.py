@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conjugate_cases import TOLERANCE, assert_near, blocks_of, factored, panels, room
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import conjugate_gradients as oracle
@@ -12,39 +13,10 @@ from planted import same_bits
 from fastinfluence.kernels.cpu import conjugate_gradients as kernels
 from fastinfluence.kernels.structures import LANES
 
-TOLERANCE = {np.float32: 1e-3, np.float64: 1e-10}
 SIZES = {"n_rows": st.integers(0, 6), "d": st.integers(1, 41), "seed": st.integers(0, 10**6)}
 
 each_dtype = pytest.mark.parametrize("dtype", list(TOLERANCE))
 many = settings(deadline=None, max_examples=30)
-
-
-def blocks_of(n_rows, d, seed):
-    """Random positive definite blocks of condition at most some thousands."""
-    factors = np.random.default_rng(seed).standard_normal((n_rows, d, d)) / np.sqrt(d)
-    return factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(d)
-
-
-def factored(blocks, dtype):
-    """What `factor_rows` makes of blocks, of which it sees the lower triangles."""
-    factors = np.tril(blocks).astype(dtype)
-    divisors = np.zeros(blocks.shape[:2], dtype)
-    kernels.factor_rows(0.0, factors, 0, len(blocks), divisors)
-    return factors, divisors
-
-
-def panels(n, n_rows, d, dtype, seed):
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal((n_rows, d, LANES)).astype(dtype) for _ in range(n)]
-
-
-def room(n_rows):
-    return np.full((n_rows, LANES), np.nan)
-
-
-def assert_near(got, expected, dtype):
-    scale = max(1.0, np.abs(expected).max(initial=0))
-    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
 # ---------------------------------------------------------------- factors
@@ -55,7 +27,7 @@ def assert_near(got, expected, dtype):
 @given(**SIZES)
 def test_factors_are_those_of_cholesky(dtype, n_rows, d, seed):
     blocks = blocks_of(n_rows, d, seed)
-    factors, divisors = factored(blocks, dtype)
+    factors, divisors = factored(kernels, blocks, dtype)
     for block, factor, ones in zip(blocks, factors, divisors, strict=True):
         expected = oracle.cholesky(block)
         assert_near(np.tril(factor), expected, dtype)
@@ -68,13 +40,25 @@ def test_factors_are_those_of_cholesky(dtype, n_rows, d, seed):
 )
 def test_a_block_that_is_not_definite_is_marked(dtype, block):
     assert oracle.cholesky(block) is None
-    _, divisors = factored(np.stack([np.eye(3), block, 4 * np.eye(3)]), dtype)
+    _, divisors = factored(kernels, np.stack([np.eye(3), block, 4 * np.eye(3)]), dtype)
     assert divisors[0].tolist() == [1, 1, 1]
     assert divisors[1, 0] == 0
     assert divisors[2].tolist() == [0.5, 0.5, 0.5]
 
 
 # ---------------------------------------------------------------- passes
+
+
+@each_dtype
+@many
+@given(**SIZES, damping=st.floats(0, 5))
+def test_factors_of_damped_blocks(dtype, n_rows, d, seed, damping):
+    blocks = blocks_of(n_rows, d, seed)
+    damped = blocks + damping * np.eye(d)
+    factors, divisors = factored(kernels, blocks, dtype, damping)
+    expected = np.reshape([oracle.cholesky(block) for block in damped], blocks.shape)
+    assert_near(np.tril(factors), expected, dtype)
+    assert_near(divisors, 1 / np.diagonal(expected, axis1=1, axis2=2), dtype)
 
 
 @each_dtype
@@ -85,7 +69,7 @@ def test_precondition(dtype, preconditioned, n_rows, d, seed):
     blocks = blocks_of(n_rows, d, seed) if preconditioned else None
     (residual,) = panels(1, n_rows, d, dtype, seed)
     out = np.full_like(residual, np.nan)
-    factors = (None, None) if blocks is None else factored(blocks, dtype)
+    factors = (None, None) if blocks is None else factored(kernels, blocks, dtype)
     kernels.precondition_rows(*factors, residual, 0, n_rows, out)
     assert_near(out, oracle.precondition(blocks, residual.astype(float)), dtype)
 
@@ -126,13 +110,45 @@ def test_advance(dtype, preconditioned, n_rows, d, seed):
         blocks, *(array.astype(float) for array in (steps, direction, image, x, residual))
     )
     target = np.full_like(x, np.nan)
-    factors = (None, None) if blocks is None else factored(blocks, dtype)
+    factors = (None, None) if blocks is None else factored(kernels, blocks, dtype)
     found = x, residual, target, room(n_rows), room(n_rows)
     kernels.advance(*factors, steps, direction, image, 0, n_rows, *found)
     for got, right in zip(found, expected, strict=True):
         assert_near(got, right, dtype)
     for now, old in zip((x, residual), before, strict=True):  # a step of 0 changes no bit
         assert same_bits(now[:, :, ::3].copy(), old[:, :, ::3].copy())
+
+
+@each_dtype
+@many
+@given(**SIZES, bounds=st.tuples(st.integers(0, 6), st.integers(0, 6)))
+def test_passes_over_some_rows(dtype, n_rows, d, seed, bounds):
+    """Exactly what numpy does to these rows, and nothing to others."""
+    start, stop = sorted(min(bound, n_rows) for bound in bounds)
+    rows = slice(start, stop)
+    left, panel = panels(2, n_rows, d, dtype, seed)
+    factors = np.linspace(-2, 2, LANES).astype(dtype)
+    expected = panel.copy()
+    kernels.subtract_from(left, start, stop, panel)
+    expected[rows] = left[rows] - expected[rows]
+    assert same_bits(panel, expected)
+    kernels.scale(factors, start, stop, panel)
+    expected[rows] *= factors
+    assert same_bits(panel, expected)
+    kernels.clear(start, stop, panel)
+    expected[rows] = 0
+    assert same_bits(panel, expected)
+
+
+@many
+@given(n_rows=st.integers(0, 70), bounds=st.tuples(st.integers(0, 70), st.integers(0, 70)))
+def test_totals_are_summed_row_after_row(n_rows, bounds):
+    start, stop = sorted(min(bound, n_rows) for bound in bounds)
+    products = np.random.default_rng(n_rows).standard_normal((n_rows, LANES))
+    expected = np.zeros(LANES)
+    for row in range(start, stop):
+        expected = expected + products[row]
+    assert same_bits(kernels.total(products, start, stop), expected)
 
 
 @each_dtype
