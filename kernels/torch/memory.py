@@ -95,7 +95,8 @@ class On:
         tell = getattr(getattr(torch, self.device.type, None), "mem_get_info", None)
         if tell is not None and self.device.type != "cpu":
             return int(tell(self.device)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def _tensor(self, array: Any) -> Any:
         if array.dtype == np.uint16:

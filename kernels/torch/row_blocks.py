@@ -84,7 +84,7 @@ def couple(loss, full, rows, edges, users, items, gradients, curvatures, owns, s
         if full:
             slopes = gradients.new_zeros(at.shape).double()
             slopes[there] = gradients[own].double()
-            found[:, range(d - 1), range(d - 1)] += slopes.sum(1)[:, None]
+            found.diagonal(dim1=1, dim2=2)[:, :-1] += slopes.sum(1)[:, None]
         out[some] = found
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from backends import Kernels
+from backends import Kernels, memory_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import graph_readout as oracle
@@ -16,7 +16,7 @@ from test_graph_readout import KINDS, case
 from fastinfluence.attribution.triples.rows import LinkReadout, _units
 from fastinfluence.kernels.structures import GraphTables, Influences, Links
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 GRAPH_READOUT, RANKS = Kernels("torch", "graph_readout"), Kernels("torch", "ranks")
 
 few = settings(deadline=None, max_examples=20, derandomize=True)
@@ -88,10 +88,34 @@ def test_huge_changes_overflow_nowhere(dtype, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_bfloat16(kind):
+    """Of tensors: numpy has none."""
+    from fastinfluence.kernels.torch import graph_readout
+
+    data, graph, rows, changes, links = some = case(3, is_complex=True, d=20, scale=0.5)
+    expected, memory = read(kind, some), memory_of("torch")
+    readout = LinkReadout(data, graph, GraphTables(rows), changes, 1)
+    groups, group_of = readout._group(links, 1)
+    pointers, indices = readout._candidates(groups, group_of, links.targets, 1)
+    store, groups, pointers, indices = memory.put((readout.store, groups, pointers, indices))
+    store = store._replace(changes=store.changes.bfloat16())
+    units = torch.tensor(_units(groups.touched_pointers.diff().numpy(), 256))
+    rows = torch.tensor(rows).bfloat16()
+    values = torch.full(indices.shape, torch.nan, dtype=torch.bfloat16)
+    graph_readout.read_links(
+        KINDS.index(kind), graph, rows, None, store, groups, units, 0, len(units),
+        Influences(pointers, indices, values),
+    )  # fmt: skip
+    expected = expected[~np.isnan(expected)]
+    error = np.abs(values.double().numpy() - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_several_units_and_little_memory(kind, monkeypatch):
     from fastinfluence.kernels.torch import batches, graph_readout
 
-    some = case(5, n=700, n_links=20, n_relations=2)
+    some = case(5, n=400, n_links=8, n_relations=1)
     whole, exact = read(kind, some), {"rtol": 1e-9, "atol": 1e-12}
     np.testing.assert_allclose(read(kind, some, cut=5), whole, **exact)
     for module in (batches, graph_readout):

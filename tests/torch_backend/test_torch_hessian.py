@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import Kernels
+from backends import Kernels, memory_of
 from hessian_cases import LOSSES, cases, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from planted import same_bits
 
 from fastinfluence.kernels.structures import LANES
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 HESSIAN, EDGE_LOSSES = Kernels("torch", "hessian"), Kernels("torch", "edge_losses")
 TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}
 
@@ -163,6 +163,30 @@ def test_blocks_are_the_diagonal_of_the_dense_matrix(case):
     found = blocks_of(case)
     assert_near(found, matrix[rows, :, rows], case)
     assert same_bits(found, found.transpose(0, 2, 1).copy())
+
+
+@each_loss
+def test_products_in_bfloat16(loss):
+    """Of tensors: numpy has none. Sums of products are rounded at their end."""
+    from fastinfluence.kernels.torch import hessian as there
+
+    case = make_case(loss, n=30, k=7, n_users=5, n_items=9)
+    panel, n, n_rows = panel_of(case), len(case.users), len(case.rows)
+
+    def narrow(array):
+        return torch.tensor(array).bfloat16()
+
+    edges = memory_of("torch").put(case.edges)
+    rows, given = narrow(case.rows), narrow(panel)
+    out, bends = torch.empty_like(given), narrow(np.zeros((len(case.items), LANES)))
+    for bounds in ((0, case.naive.n_users), (case.naive.n_users, n_rows)):
+        there.slopes(rows, edges, given, *bounds, True, bends)
+    there.bend(case.naive.loss, edges.first, narrow(case.curvatures), 0, n, bends, bends)
+    l2, gradients = narrow(case.l2_of_rows), narrow(case.gradients)
+    there.pull(rows, edges, bends, gradients, given, l2, 0, n_rows, out)
+    expected = product(case, panel, full=True)
+    error = np.abs(out.double().numpy() - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03
 
 
 # ---------------------------------------------------------------- parts and corners
