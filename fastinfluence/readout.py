@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.errors import ParameterError
 from fastinfluence.kernels.structures import Exclusions, Queries, Side, Top
+from fastinfluence.pages import pages
 
 __all__ = [
     "check_k",
@@ -113,12 +114,14 @@ def read_side(
     *,
     sign: float = 1.0,
     n_threads: int = 1,
+    device: str = "cpu",
 ) -> None:
     """Merge every query's scores over the rows of its group into its list.
 
     Parameters
     ----------
     side : Side
+        Larger than the memory of a device, it goes there page by page.
     groups : (n_queries,) int32
         Group each query reads.
     columns : (n_queries,) int32
@@ -130,11 +133,21 @@ def read_side(
     sign : {1.0, -1.0}
         -1 looks for the most negative; the lists then hold negated scores.
     n_threads : int
+    device : str
+        The backend that does it. `groups` and `columns` are in CPU memory; what else is there
+        is moved, and lists are brought back.
+
+    Raises
+    ------
+    DeviceMemoryError
     """
-    kernels = dispatch.kernels("readout")
     n_groups = len(side.pointers) - 1
     query_pointers, ids = dispatch.kernels("grouping").count_sort(groups, n_groups)
     queries = Queries(ids, columns[ids], vectors)
+    if device != "cpu":
+        _read_pages(device, side, query_pointers, queries, exclusions, top, sign)
+        return
+    kernels = dispatch.kernels("readout")
     units = kernels.tile_units(side.pointers, query_pointers)
     signed = vectors.dtype.type(sign)
 
@@ -144,6 +157,32 @@ def read_side(
     rows = np.diff(side.pointers)[units[:, 0]]
     work = (units[:, 2] - units[:, 1]) * (rows * vectors.shape[1] + _SELECTION)
     dispatch.run_parts(part, dispatch.even_parts(work, n_threads * _PARTS_PER_THREAD), n_threads)
+
+
+def _read_pages(
+    device: str,
+    side: Side,
+    query_pointers: npt.NDArray[np.int64],
+    queries: Queries,
+    exclusions: Exclusions,
+    top: Top,
+    sign: float,
+) -> None:
+    """Read a side on a device other than the CPU."""
+    kernels, memory = dispatch.kernels("readout", device), dispatch.memory(device)
+    lists, vectors, there = memory.put(top), memory.put(queries.vectors), memory.put(exclusions)
+    for page in pages(side, query_pointers, device):
+        if page.place:  # the places of a page are counted from its own first row
+            places = memory.fetch(exclusions.places) - page.place
+            there = there._replace(places=memory.put(places))
+        bounds = query_pointers[page.first : page.last + 1]
+        some = slice(bounds[0], bounds[-1])
+        asked = memory.put(Queries(queries.ids[some], queries.columns[some], vectors))
+        units = kernels.tile_units(page.side.pointers, memory.put(bounds - bounds[0]))
+        kernels.read_side(sign, page.side, asked, there, units, 0, len(units), lists)
+    for mine, its in zip(top, lists, strict=True):
+        if mine is not its:
+            mine[...] = memory.fetch(its)
 
 
 def in_sign_of_scores(top: Top, sign: float) -> Top:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class RowAttribution(Attribution):
         Fitted.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : str, default "auto"
+        Where the most influential examples are looked for: those a method says it serves.
     """
 
     _rows: RowStore  # made by the method
@@ -201,7 +203,9 @@ class RowAttribution(Attribution):
         int
             Number of queries explained, those of earlier calls included.
         """
-        size = check_batch(batch_size, max(2**14, _MOST_QUERIES // self._n_threads))
+        # A device has one batch to work at while another one is written.
+        n_threads = self._n_threads if self._device == "cpu" else 2
+        size = check_batch(batch_size, max(2**14, _MOST_QUERIES // n_threads))
         readout.check_k(k)
         if queries is None:
             pairs = None
@@ -238,7 +242,7 @@ class RowAttribution(Attribution):
             n_queries,
             meta=meta,
             resume=resume,
-            n_threads=self._n_threads,
+            n_threads=n_threads,
             show_progress=show_progress,
         )
 
@@ -264,15 +268,22 @@ class RowAttribution(Attribution):
     ) -> Top:
         self._check_held(users, items)
         return self.rows.top(
-            self._item_vectors,
-            self._user_vectors,
+            *self._vectors_there,
             users,
             items,
             k,
             proponents=proponents,
             totals=totals,
             n_threads=n_threads,
+            device=self._device,
         )
+
+    @cached_property
+    def _vectors_there(self) -> tuple[Any, Any]:
+        """What rows are multiplied with, where the read-out is done."""
+        vectors = self._item_vectors, self._user_vectors
+        there: tuple[Any, Any] = dispatch.memory(self._device).put(vectors)
+        return there
 
     def _scores(self, users: Codes, items: Codes, *, n_threads: int) -> npt.NDArray[Any]:
         return scores(*self._parameters, users, items, n_threads)
@@ -358,23 +369,11 @@ class RowAttribution(Attribution):
         Large values mark examples the model would not predict without them: outliers and
         errors stand at the top.
         """
-        store, dtype = self.rows, self._item_vectors.dtype
-        result = np.empty(len(self.data), dtype)
-
-        def part(start: int, stop: int) -> None:
-            dispatch.kernels("rows").self_influence(
-                store.user_side,
-                store.item_side,
-                store.own_places,
-                self._item_vectors,
-                self._user_vectors,
-                self.data.users,
-                self.data.items,
-                store.by_pair[start:stop],
-                start,
-                result,
-            )
-
-        work = np.ones(len(self.data))
-        dispatch.run_parts(part, dispatch.even_parts(work, 4 * self._n_threads), self._n_threads)
-        return result
+        return self.rows.self_influence(
+            self._item_vectors,
+            self._user_vectors,
+            self.data.users,
+            self.data.items,
+            n_threads=self._n_threads,
+            device=self._device,
+        )

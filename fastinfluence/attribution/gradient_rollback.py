@@ -47,7 +47,8 @@ class GradientRollback(RowAttribution):
         Folder for the rows, which are then memory-mapped; rows of the same model found there
         are used as they are.
     n_threads : int, optional
-    device : {"auto", "cpu"}, default "auto"
+    device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
+        Where the most influential examples are looked for.
     show_progress : bool, optional
 
     Raises
@@ -72,6 +73,7 @@ class GradientRollback(RowAttribution):
 
     name = "gradient-rollback"
     units = "rank"
+    served = ("cpu", "cuda", "torch")
 
     def __init__(
         self,

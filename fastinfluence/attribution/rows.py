@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from fastinfluence import dispatch, readout
 from fastinfluence.errors import ParameterError, RunDirectoryError
 from fastinfluence.kernels.structures import Exclusions, Record, Side, Top
+from fastinfluence.pages import is_placed, place
 from fastinfluence.storage import read_run, write_run
 
 if TYPE_CHECKING:
@@ -37,6 +40,24 @@ class Changes(NamedTuple):
     rows: Array  # (m, k)
     biases: Array  # (m,)
     places: npt.NDArray[np.int64]  # (n,): of every training example in the others
+
+
+class _Placed(NamedTuple):
+    """What read-outs need of a store, on a device."""
+
+    user_side: Side
+    item_side: Side
+    known_items: Codes
+    own_places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+    def whole(self, device: str) -> bool:
+        """Whether all rows are there; otherwise a side goes there page by page."""
+        return is_placed(self.user_side, device) and is_placed(self.item_side, device)
+
+
+# What a store keeps on devices is none of its own: it does not go where the store is sent.
+_placed: weakref.WeakKeyDictionary[RowStore, dict[str, _Placed]] = weakref.WeakKeyDictionary()
+_placing = threading.Lock()
 
 
 def recorded(record: Record, visits: npt.NDArray[np.int64]) -> tuple[Changes, Changes]:
@@ -192,19 +213,37 @@ class RowStore:
             places.append(place[self.by_pair])
         return places[0], places[1]
 
-    def find_pairs(self, users: Codes, items: Codes, n_threads: int = 1) -> tuple[Array, Array]:
+    def find_pairs(
+        self, users: Codes, items: Codes, n_threads: int = 1, device: str = "cpu"
+    ) -> tuple[Array, Array]:
         """Bounds (starts, stops) of each query's own pair among the examples sorted by pair."""
-        find = dispatch.kernels("readout").find_pairs
-        starts, stops = np.empty(len(users), np.int64), np.empty(len(users), np.int64)
-        known = (self.user_side.pointers, self.known_items)
+        find, memory = dispatch.kernels("readout", device).find_pairs, dispatch.memory(device)
+        there = self._on(device)
+        known = memory.put(there.user_side.pointers), there.known_items
+        pairs = memory.put((users, items))
+        starts, stops = (memory.empty(len(users), np.int64) for _ in range(2))
 
         def part(start: int, stop: int) -> None:
-            find(*known, users, items, start, stop, starts, stops)
+            find(*known, *pairs, start, stop, starts, stops)
 
-        dispatch.run_parts(part, dispatch.equal_parts(len(users), n_threads), n_threads)
+        n_parts = n_threads if device == "cpu" else 1
+        dispatch.run_parts(part, dispatch.equal_parts(len(users), n_parts), n_threads)
         return starts, stops
 
     # ---------------------------------------------------------------- reading out
+
+    def _on(self, device: str) -> _Placed:
+        """Put the store on a device, once: the rows of a side only if they fit."""
+        here = _Placed(self.user_side, self.item_side, self.known_items, self.own_places)
+        if device == "cpu":
+            return here
+        with _placing:
+            held = _placed.setdefault(self, {})
+            if device not in held:
+                known, places = dispatch.memory(device).put(here[2:])
+                by_user, by_item = place(here.user_side, device), place(here.item_side, device)
+                held[device] = _Placed(by_user, by_item, known, places)
+            return held[device]
 
     def top(
         self,
@@ -217,13 +256,14 @@ class RowStore:
         proponents: bool = True,
         totals: bool = True,
         n_threads: int = 1,
+        device: str = "cpu",
     ) -> Top:
         """Find the k most influential examples of every query.
 
         Parameters
         ----------
         item_vectors, user_vectors : (n_items, d), (n_users, d)
-            ``(q_i, 1)`` and ``(p_u, 1)``.
+            ``(q_i, 1)`` and ``(p_u, 1)``; in CPU memory, or on the device already.
         users, items : (n_queries,) int32
         k : int
         proponents : bool
@@ -231,42 +271,99 @@ class RowStore:
         totals : bool
             Also add up the absolute influence of all candidates.
         n_threads : int
+        device : str
+            The backend that does it. Rows that fit stay there for the next call.
 
         Returns
         -------
         Top
             Values (n_queries, k), NaN where there are fewer examples, indices, totals.
+
+        Raises
+        ------
+        ParameterError
+            Factors of a dtype that the rows cannot be multiplied with.
+        DeviceMemoryError
         """
-        if self.dtype not in (item_vectors.dtype.name, "bfloat16") or (
-            self.dtype == "bfloat16" and item_vectors.dtype != np.float32
+        dtype = np.dtype(str(item_vectors.dtype).removeprefix("torch."))
+        if self.dtype not in (dtype.name, "bfloat16") or (
+            self.dtype == "bfloat16" and dtype != np.float32
         ):
             raise ParameterError(
-                f"rows of {self.dtype} cannot be multiplied with {item_vectors.dtype} factors: "
+                f"rows of {self.dtype} cannot be multiplied with {dtype} factors: "
                 "store the rows in the dtype of the factors, or as bfloat16 beside float32"
             )
         sign = 1.0 if proponents else -1.0
-        starts, stops = self.find_pairs(users, items, n_threads)
-        top = readout.start_lists(len(users), k, item_vectors.dtype, totals=totals)
-        for side, groups, columns, vectors, places in (
-            (self.user_side, users, items, item_vectors, self.own_places[0]),
-            (self.item_side, items, users, user_vectors, self.own_places[1]),
+        memory, there = dispatch.memory(device), self._on(device)
+        starts, stops = self.find_pairs(users, items, n_threads, device)
+        top, vectors = memory.put(
+            (readout.start_lists(len(users), k, dtype, totals=totals), (item_vectors, user_vectors))
+        )
+        for side, groups, columns, of_columns, places in (
+            (there.user_side, users, items, vectors[0], there.own_places[0]),
+            (there.item_side, items, users, vectors[1], there.own_places[1]),
         ):
             own = Exclusions(starts, stops, places)
             readout.read_side(
-                side, groups, columns, vectors, own, top, sign=sign, n_threads=n_threads
-            )
-        dispatch.kernels("readout").read_own(
-            item_vectors.dtype.type(sign),
-            self.user_side,
-            self.item_side,
-            Exclusions(starts, stops, self.own_places[0]),
-            self.own_places[1],
-            (item_vectors, user_vectors),
-            users,
-            items,
+                side, groups, columns, of_columns, own, top,
+                sign=sign, n_threads=n_threads, device=device,
+            )  # fmt: skip
+        if not there.whole(device):  # own pairs need the rows of both sides at once
+            top, vectors, starts, stops = memory.fetch((top, vectors, starts, stops))
+            device, memory, there = "cpu", dispatch.memory(), self._on("cpu")
+        dispatch.kernels("readout", device).read_own(
+            dtype.type(sign),
+            there.user_side,
+            there.item_side,
+            Exclusions(starts, stops, there.own_places[0]),
+            there.own_places[1],
+            vectors,
+            *memory.put((users, items)),
             top,
         )
-        return readout.in_sign_of_scores(top, sign)
+        return readout.in_sign_of_scores(memory.fetch(top), sign)
+
+    def self_influence(
+        self,
+        item_vectors: Array,
+        user_vectors: Array,
+        users: Codes,
+        items: Codes,
+        *,
+        n_threads: int = 1,
+        device: str = "cpu",
+    ) -> Array:
+        """Influence (n_train,) of every example on the score of its own pair.
+
+        Parameters
+        ----------
+        item_vectors, user_vectors : (n_items, d), (n_users, d)
+            As for `top`.
+        users, items : (n_train,) int32
+            Of the training examples, all of which the store holds.
+        n_threads : int
+        device : str
+            Rows that do not fit there are read on the CPU.
+        """
+        if not self._on(device).whole(device):
+            device = "cpu"
+        kernels, memory = dispatch.kernels("rows", device), dispatch.memory(device)
+        there = self._on(device)
+        vectors, pairs, by_pair = memory.put(
+            ((item_vectors, user_vectors), (users, items), self.by_pair)
+        )
+        result = memory.empty(len(users), item_vectors.dtype)
+
+        def part(start: int, stop: int) -> None:
+            kernels.self_influence(
+                there.user_side, there.item_side, there.own_places, *vectors, *pairs,
+                by_pair[start:stop], start, result,
+            )  # fmt: skip
+
+        n_parts = 4 * n_threads if device == "cpu" else 1
+        dispatch.run_parts(part, dispatch.even_parts(np.ones(len(users)), n_parts), n_threads)
+        found: Array = memory.fetch(result)
+        return found
 
     # ---------------------------------------------------------------- files
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from . import pages
 from .jit import SIMULATED, cuda, reported, stream
 
 __all__ = ["copied", "empty", "fetch", "free_bytes", "put", "store", "zeros"]
@@ -27,6 +28,8 @@ def put(given: Any) -> Any:
         return _each(put, given)
     if isinstance(given, np.ndarray):
         with reported(f"{given.nbytes:,} bytes for an array {given.shape}"):
+            if given.nbytes >= pages.LARGE:
+                return pages.staged(np.ascontiguousarray(given))
             found = cuda.to_device(np.ascontiguousarray(given), stream=stream())
             stream().synchronize()
         return found
