@@ -81,7 +81,7 @@ class Endpoint:
         self.device, self._memory = device, dispatch.memory(device)
         self.n_users, self.n_rows = data.n_users, data.n_users + data.n_items
         self.d, self.n, self.dtype = program.recipe.n_factors + 1, len(data), program.dtype
-        self._program, self._n_threads = program, n_threads
+        self._program, self._n_threads = program, n_threads if device == "cpu" else 1
         self._share = 1.0
         self._take(tables)
         negatives = self._drawn()

@@ -10,7 +10,8 @@ A block per row, not per piece of one, needs no second pass: the longest row of 
 some hundred rounds of 32 while the other blocks do the rest.
 """
 
-from . import memory
+import functools
+
 from .fours import add4, gather4, put4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .losses import BPR
@@ -83,46 +84,52 @@ def _beside(panel, d, other, f, lanes, slope, total):
     return total
 
 
-@kernel
-def pull_rows(
-    rows, pointers, others, numbers, bends, gradients, panel, l2, start, width, streams, out
-):
-    """A block a row, or `width` of its columns; four columns and four lanes a thread.
+@functools.cache
+def pull_kernel(full):
+    """The kernel of `pull`, without what only the full Hessian needs or with it."""
 
-    Stream n of threads takes the edges n, n + streams, ... of every round. Panels are flat.
-    """
-    room = cuda.shared.array(0, rows.dtype, alignment=16)
-    thread, groups, zero = cuda.threadIdx.x, width // 4, rows.dtype.type(0)
-    row, first, d = start + cuda.blockIdx.x, cuda.blockIdx.y * width, rows.shape[1]
-    lanes, group, stream = thread % 4 * 4, thread // 4 % groups, thread // 4 // groups
-    f, of_bends = first + 4 * group, _TOGETHER * width
-    s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
-    place, behind = pointers[row], pointers[row + 1]
-    while place < behind:
-        count = min(_TOGETHER, behind - place)
-        _fill(rows, others, place, count, first, min(width, d - first), room, width)
-        for n in range(thread, 4 * count, cuda.blockDim.x):
-            put4(room, of_bends + 4 * n, load4(bends[numbers[place + n // 4]], n % 4 * 4))
-        cuda.syncthreads()
-        for e in range(stream, count if stream < streams else 0, streams):
-            x, four = load4(room, e * width + 4 * group), load4(room, of_bends + 16 * e + lanes)
-            s0, s1 = add4(s0, x[0], four), add4(s1, x[1], four)
-            s2, s3 = add4(s2, x[2], four), add4(s3, x[3], four)
-            if gradients.shape[0] > 0:
-                other, slope = others[place + e], gradients[numbers[place + e]]
-                s0 = _beside(panel, d, other, f, lanes, slope, s0)
-                s1 = _beside(panel, d, other, f + 1, lanes, slope, s1)
-                s2 = _beside(panel, d, other, f + 2, lanes, slope, s2)
-                s3 = _beside(panel, d, other, f + 3, lanes, slope, s3)
-        cuda.syncthreads()
-        place += count
-    at, step = 16 * group + lanes, 16 * groups
-    _sum_streams(room, stream, streams, at, step, s0, s1, s2, s3)
-    if stream == 0:
-        _write(out, panel, d, l2, row, f, lanes, room, at)
-        _write(out, panel, d, l2, row, f + 1, lanes, room, at + step)
-        _write(out, panel, d, l2, row, f + 2, lanes, room, at + 2 * step)
-        _write(out, panel, d, l2, row, f + 3, lanes, room, at + 3 * step)
+    @kernel
+    def pull_rows(
+        rows, pointers, others, numbers, bends, gradients, panel, l2, start, width, streams, out
+    ):
+        """A block a row, or `width` of its columns; four columns and four lanes a thread.
+
+        Stream n of threads takes the edges n, n + streams, ... of every round. Panels are flat.
+        """
+        room = cuda.shared.array(0, rows.dtype, alignment=16)
+        thread, groups, zero = cuda.threadIdx.x, width // 4, rows.dtype.type(0)
+        row, first, d = start + cuda.blockIdx.x, cuda.blockIdx.y * width, rows.shape[1]
+        lanes, group, stream = thread % 4 * 4, thread // 4 % groups, thread // 4 // groups
+        f, of_bends = first + 4 * group, _TOGETHER * width
+        s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
+        place, behind = pointers[row], pointers[row + 1]
+        while place < behind:
+            count = min(_TOGETHER, behind - place)
+            _fill(rows, others, place, count, first, min(width, d - first), room, width)
+            for n in range(thread, 4 * count, cuda.blockDim.x):
+                put4(room, of_bends + 4 * n, load4(bends[numbers[place + n // 4]], n % 4 * 4))
+            cuda.syncthreads()
+            for e in range(stream, count if stream < streams else 0, streams):
+                x, four = load4(room, e * width + 4 * group), load4(room, of_bends + 16 * e + lanes)
+                s0, s1 = add4(s0, x[0], four), add4(s1, x[1], four)
+                s2, s3 = add4(s2, x[2], four), add4(s3, x[3], four)
+                if full:
+                    other, slope = others[place + e], gradients[numbers[place + e]]
+                    s0 = _beside(panel, d, other, f, lanes, slope, s0)
+                    s1 = _beside(panel, d, other, f + 1, lanes, slope, s1)
+                    s2 = _beside(panel, d, other, f + 2, lanes, slope, s2)
+                    s3 = _beside(panel, d, other, f + 3, lanes, slope, s3)
+            cuda.syncthreads()
+            place += count
+        at, step = 16 * group + lanes, 16 * groups
+        _sum_streams(room, stream, streams, at, step, s0, s1, s2, s3)
+        if stream == 0:
+            _write(out, panel, d, l2, row, f, lanes, room, at)
+            _write(out, panel, d, l2, row, f + 1, lanes, room, at + step)
+            _write(out, panel, d, l2, row, f + 2, lanes, room, at + 2 * step)
+            _write(out, panel, d, l2, row, f + 3, lanes, room, at + 3 * step)
+
+    return pull_rows
 
 
 def pull_shape(d, itemsize):
@@ -130,24 +137,18 @@ def pull_shape(d, itemsize):
     parts = -(-d // _WIDEST)
     width = 4 * -(-d // (4 * parts))
     streams = min(_STREAMS, max(1, _MOST // width))
-    return (
-        parts,
-        width,
-        streams,
-        -(-width * streams // 32) * 32,
-        itemsize * _TOGETHER * (width + 16),
-    )
+    threads = -(-width * streams // 32) * 32
+    return parts, width, streams, threads, itemsize * _TOGETHER * (width + 16)
 
 
 def pull(rows, edges, bends, gradients, panel, l2, start, stop, out):
     """Bring the changes of all dL/df back to rows: see the twin in `kernels.cpu`."""
-    if gradients is None:
-        gradients = memory.empty((0,), rows.dtype)
     parts, width, streams, threads, shared = pull_shape(rows.shape[1], rows.dtype.itemsize)
+    full = gradients is not None
     launch(
-        pull_rows, (stop - start, parts), threads, rows, edges.pointers, edges.others,
-        edges.numbers, bends, gradients, panel.reshape(panel.size), l2, start, width, streams,
-        out.reshape(out.size), shared=shared,
+        pull_kernel(full), (stop - start, parts), threads, rows, edges.pointers, edges.others,
+        edges.numbers, bends, gradients if full else l2, panel.reshape(panel.size), l2, start,
+        width, streams, out.reshape(out.size), shared=shared,
     )  # fmt: skip
 
 

@@ -36,7 +36,9 @@ def of_dtype(dtype: str) -> list[Compiled]:
     for d in (17, 65, 129):
         note, itemsize = f"{dtype} d={d}", int(dtype[1])
         *_, threads, shared = edge_sums.pull_shape(d, itemsize)
-        entries.append(Compiled(edge_sums.pull_rows, pull, threads, shared, note))
+        for full in (False, True):
+            about = f"{note} full" if full else note
+            entries.append(Compiled(edge_sums.pull_kernel(full), pull, threads, shared, about))
         *_, threads, shared = edge_sums.block_shape(d, itemsize)
         entries.append(Compiled(edge_sums.block_rows, blocks, threads, shared, note))
     return entries
