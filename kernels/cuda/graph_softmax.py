@@ -27,7 +27,7 @@ _EVERY = 0xFFFFFFFF
 class Answers(NamedTuple):
     """What the model answers to some questions; (0, 0) and (0,) where nobody asks for it."""
 
-    scores: Any  # (m, padded): of all entities
+    scores: Any  # (m, padded): of all entities, in whole tiles
     weights: Any  # (m, padded): their probabilities, 0 behind the last entity
     log_totals: Any  # (m,) float64: logs of the normalisers
 
@@ -44,12 +44,13 @@ class Moves(NamedTuple):
 def answer(packed, n, x):
     """Answers of n packed entities to questions with the vectors x (m, d)."""
     m, d = x.shape
-    whole, padded = ((size + LANES - 1) // LANES * LANES for size in (m, n))
-    vectors = memory.empty(whole * d, x.dtype)
+    tiles = -(-n // RIGHT)
+    padded = RIGHT * tiles
+    vectors = memory.empty((m + LANES - 1) // LANES * LANES * d, x.dtype)
     scores, weights = (memory.empty((m, padded), x.dtype) for _ in range(2))
     log_totals = memory.empty(m, np.float64)
     pack(x, 0, m, vectors)
-    grid = -(-m // LEFT), -(-padded // RIGHT)
+    grid = -(-m // LEFT), tiles
     launch(_score, grid, THREADS, packed, n, vectors, d, scores, wait=False)
     launch(_normalise, m, _THREADS, scores, n, weights, log_totals, wait=False)
     return Answers(scores, weights, log_totals)
@@ -71,7 +72,7 @@ def _score(packed, n, vectors, d, scores):
     for r in range(8):
         row = top + row_of(r)
         for c in range(8):
-            if row < m and base + column_of(c) < scores.shape[1]:
+            if row < m:
                 scores[row, base + column_of(c)] = sums[8 * r + c]
 
 
@@ -144,8 +145,8 @@ def _add_row(sums, r, base, weights, top, moves, totals):
     """Add a tile's ``p (exp(change) - 1)`` and ``p exp(change)`` of a thread's r-th triple."""
     row = row_of(r)
     head, tail = moves.places[top + row, 0] - base, moves.places[top + row, 1] - base
-    zero = sums.dtype.type(0)
-    less_one, whole = zero, zero
+    less_one = whole = sums.dtype.type(0)
+    cuda.syncwarp()  # what rows have in common is loaded anew: kept, it would cost 40 registers
     for c in range(8):
         column = column_of(c)
         change = -sums[8 * r + c]
@@ -153,10 +154,9 @@ def _add_row(sums, r, base, weights, top, moves, totals):
             change -= moves.fixes[top + row, 0]
         if column == tail:
             change -= moves.fixes[top + row, 1]
-        weight = weights[base + column] if base + column < weights.shape[0] else zero
         one, other = exponential(change)
-        less_one = fma(weight, one, less_one)
-        whole = fma(weight, other, whole)
+        less_one = fma(weights[base + column], one, less_one)
+        whole = fma(weights[base + column], other, whole)
     less_one, whole = tree_sum(_EVERY, less_one), tree_sum(_EVERY, whole)
     if cuda.threadIdx.x == 0:  # of its half-warp: no other thread adds to this triple
         totals[row, 0] += less_one

@@ -11,7 +11,7 @@ is left (see `panels` in kernels.cpu): a panel's part of a stage is 1 KiB withou
 
 from ..structures import LANES
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
-from .simd import fma, load4
+from .simd import fma, load4, store4
 
 __all__ = ["LEFT", "RIGHT", "THREADS", "column_of", "pack", "row_of", "score_at", "tile_product"]
 
@@ -81,7 +81,8 @@ def _stage(packed, n, first, d, f, room, size, pitch):
         at = panel * d + (f + coordinate) * width + quad
         to = coordinate * pitch + panel - first + quad
         if f + coordinate < d and width == LANES:
-            room[to], room[to + 1], room[to + 2], room[to + 3] = load4(packed, at)
+            a, b, c, e = load4(packed, at)
+            store4(room, to, a, b, c, e)
         else:
             for p in range(4):
                 inside = f + coordinate < d and quad + p < width
