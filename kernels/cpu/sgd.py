@@ -164,7 +164,7 @@ def _sampled_block(
     k = user_factors.shape[1]
     candidates, scores, gradients, curvatures, pull, old_p = work  # pull: sum_c gradient_c q_c
     rate, epsilon = hyper.learning_rate, hyper.epsilon
-    zero = rate * 0
+    zero = type(rate)(0)
     total = 0.0
     for t in range(start, stop):
         weight, value = examples.weights[t], examples.values[t]

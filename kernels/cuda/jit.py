@@ -61,11 +61,22 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     # Without link-time optimisation what is launched is what the tests hand to ptxas.
     flags = {"lto": False, **options}
     if SIMULATED:
-        return cuda.jit(function)
+        return cuda.jit(_quiet(function))
     try:
         return cuda.jit(function, cache=True, **flags)
     except RuntimeError:  # neither __pycache__ nor the user's cache folder is writable
         return cuda.jit(function, **flags)
+
+
+def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without numpy's warnings: each simulated thread would give its own."""
+
+    @functools.wraps(function)
+    def quiet(*arguments: Any) -> None:
+        with np.errstate(all="ignore"):
+            function(*arguments)
+
+    return quiet
 
 
 def inner_kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -129,7 +140,7 @@ _one_at_a_time = threading.RLock()
 
 
 def _simulate(kernel: Any, grid: Any, threads: Any, arguments: Any, shared: int) -> None:
-    with _one_at_a_time, np.errstate(all="ignore"), reported(kernel.py_func.__qualname__):
+    with _one_at_a_time, reported(kernel.py_func.__qualname__):
         kernel[tuple(map(int, grid)), threads, 0, shared](*map(_bare, arguments))
 
 

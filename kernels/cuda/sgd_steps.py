@@ -1,0 +1,373 @@
+"""Steps of training, each made by half a warp.
+
+Lane l has the numbers l, 16 + l, ... of every row, the lanes of the CPU's vectors, and every
+operation is the CPU's and rounded alike, so that the numbers are the same to the last bit. Four
+vectors of a row are asked for before the first is used. Without Adagrad, a record or a log their
+arrays are empty.
+"""
+
+import math
+
+import numpy as np
+
+from ..structures import (
+    CURVATURE,
+    GRADIENT,
+    ITEM_BIAS,
+    LANES,
+    N_CANDIDATES,
+    SCORE,
+    USER_BIAS,
+    WEIGHT,
+)
+from .jit import cuda, inner_kernel
+from .losses import BPR, LOGISTIC, sigmoids
+from .simd import fma, product, tree_sum
+
+__all__ = ["candidate", "n_drawn", "row_dot", "sampled_losses", "sampled_step", "squared_step"]
+
+_VECTORS = 4  # of a row in registers at a time
+_CHUNK = _VECTORS * LANES
+
+
+@inner_kernel
+def _load(rows, row, start, lane, numbers):
+    """The lane's numbers of a chunk of a row; 0 beyond its end."""
+    for v in range(_VECTORS):
+        f = start + v * LANES + lane
+        numbers[v] = rows[row, f] if f < rows.shape[1] else rows.dtype.type(0)
+
+
+@inner_kernel
+def row_dot(left, row, right, column, lane, mask):
+    """Inner product of two rows, in every lane; the order of the CPU's `simd.dot`."""
+    k = left.shape[1]
+    x, z = cuda.local.array(_VECTORS, left.dtype), cuda.local.array(_VECTORS, left.dtype)
+    even = odd = left.dtype.type(0)
+    for start in range(0, k, _CHUNK):
+        _load(left, row, start, lane, x)
+        _load(right, column, start, lane, z)
+        for v in range(_VECTORS):
+            behind = start + (v + 1) * LANES
+            if behind - LANES < k:
+                if v % 2 == 1 or behind > k:
+                    odd = fma(x[v], z[v], odd)
+                else:
+                    even = fma(x[v], z[v], even)
+    return tree_sum(mask, even + odd)
+
+
+@inner_kernel
+def _adagrad(old, gradient, square, hyper):
+    """New value of a coordinate; `square` includes this gradient's."""
+    root = type(old)(math.sqrt(square))
+    return old - product(hyper.learning_rate, gradient) / (root + hyper.epsilon)
+
+
+@inner_kernel
+def _move_bias(biases, squares, row, push, shrink, hyper):
+    """Move a bias; returns by how much."""
+    old, rate = biases[row], hyper.learning_rate
+    if squares.shape[0] == 0:
+        keep = type(rate)(1) - product(rate, shrink)
+        new = product(keep, old) - product(rate, push)
+    else:
+        gradient = push + product(shrink, old)
+        squares[row] += product(gradient, gradient)
+        new = _adagrad(old, gradient, squares[row], hyper)
+    biases[row] = new
+    return new - old
+
+
+@inner_kernel
+def _log_row(logged, place, rows, row, lane):
+    for f in range(lane, rows.shape[1], LANES):
+        logged[place, f] = rows[row, f]
+
+
+@inner_kernel
+def _log_squares(logged, place, rows, biases, row, lane):
+    """Adagrad's sums behind a step, the bias's last."""
+    _log_row(logged, place, rows, row, lane)
+    if lane == 0:
+        logged[place, rows.shape[1]] = biases[row]
+
+
+@inner_kernel
+def _log_candidate(log, slot, c, item, numbers):
+    """Log one candidate; `numbers` go from its gradient to how many candidates there are."""
+    log.items[slot, c] = item
+    place = slot * log.items.shape[1] + c
+    log.numbers[place, GRADIENT] = numbers[0]
+    log.numbers[place, CURVATURE] = numbers[1]
+    log.numbers[place, SCORE] = numbers[2]
+    log.numbers[place, ITEM_BIAS] = numbers[3]
+    log.numbers[place, USER_BIAS] = numbers[4]
+    log.numbers[place, WEIGHT] = numbers[5]
+    log.numbers[place, N_CANDIDATES] = numbers[6]
+
+
+# ---------------------------------------------------------------- the squared loss
+
+
+@inner_kernel
+def squared_step(tables, squares, examples, hyper, t, user, item, record, log, lane, mask):
+    """One step of the squared loss; returns the weighted loss before it."""
+    weight, value = examples.weights[t], examples.values[t]
+    b_u, b_i = tables.user_biases[user], tables.item_biases[item]
+    interaction = row_dot(tables.user_factors, user, tables.item_factors, item, lane, mask)
+    error = hyper.mean + b_u + b_i + interaction - value
+    slot = log.slots[t] if log.slots.shape[0] > 0 else np.int32(-1)
+    if slot >= 0:
+        _log_row(log.user_rows, slot, tables.user_factors, user, lane)
+        _log_row(log.item_rows, slot * log.items.shape[1], tables.item_factors, item, lane)
+        if lane == 0:
+            one = type(error)(1)
+            _log_candidate(log, slot, 0, item, (error, one, error + value, b_i, b_u, weight, one))
+            for c in range(1, log.items.shape[1]):
+                log.items[slot, c] = -1
+    cuda.syncwarp(mask)  # all lanes have read the biases
+    shrink = product(weight, hyper.regularization)
+    push = product(weight, error)
+    if lane == 0:
+        change_u = _move_bias(tables.user_biases, squares.user_biases, user, push, shrink, hyper)
+        change_i = _move_bias(tables.item_biases, squares.item_biases, item, push, shrink, hyper)
+        if record.biases.shape[0] > 0:
+            record.biases[t, 0] += change_u
+            record.biases[t, 1] += change_i
+    if squares.user_biases.shape[0] == 0:
+        _move_pair(tables, hyper, t, user, item, push, shrink, record, lane)
+    else:
+        _move_pair_adagrad(tables, squares, hyper, t, user, item, push, shrink, record, lane)
+        if slot >= 0:
+            place = slot * log.items.shape[1]
+            of_user, of_item = squares.user_factors, squares.item_factors
+            _log_squares(log.user_squares, slot, of_user, squares.user_biases, user, lane)
+            _log_squares(log.item_squares, place, of_item, squares.item_biases, item, lane)
+    return 0.5 * np.float64(weight) * np.float64(error) * np.float64(error)
+
+
+@inner_kernel
+def _move_pair(tables, hyper, t, user, item, push, shrink, record, lane):
+    """``p, q = keep * p - step * q, keep * q - step * p``, both from the old rows."""
+    p, q = tables.user_factors, tables.item_factors
+    rate = hyper.learning_rate
+    keep, back = type(rate)(1) - product(rate, shrink), -product(rate, push)
+    x, z = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
+    dx, dz = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
+    recorded = record.user_rows.shape[0] > 0
+    for start in range(0, p.shape[1], _CHUNK):
+        _load(p, user, start, lane, x)
+        _load(q, item, start, lane, z)
+        if recorded:
+            _load(record.user_rows, t, start, lane, dx)
+            _load(record.item_rows, t, start, lane, dz)
+        for v in range(_VECTORS):
+            f = start + v * LANES + lane
+            if f < p.shape[1]:
+                new_x = fma(back, z[v], product(keep, x[v]))
+                new_z = fma(back, x[v], product(keep, z[v]))
+                p[user, f], q[item, f] = new_x, new_z
+                if recorded:
+                    record.user_rows[t, f] = dx[v] + (new_x - x[v])
+                    record.item_rows[t, f] = dz[v] + (new_z - z[v])
+
+
+@inner_kernel
+def _move_pair_adagrad(tables, squares, hyper, t, user, item, push, shrink, record, lane):
+    p, q = tables.user_factors, tables.item_factors
+    for f in range(lane, p.shape[1], LANES):
+        x, z = p[user, f], q[item, f]
+        of_x = product(push, z) + product(shrink, x)
+        of_z = product(push, x) + product(shrink, z)
+        square_x = squares.user_factors[user, f] + product(of_x, of_x)
+        square_z = squares.item_factors[item, f] + product(of_z, of_z)
+        squares.user_factors[user, f] = square_x
+        squares.item_factors[item, f] = square_z
+        new_x, new_z = _adagrad(x, of_x, square_x, hyper), _adagrad(z, of_z, square_z, hyper)
+        p[user, f], q[item, f] = new_x, new_z
+        if record.user_rows.shape[0] > 0:
+            record.user_rows[t, f] += new_x - x
+            record.item_rows[t, f] += new_z - z
+
+
+# ---------------------------------------------------------------- sampled losses
+
+
+@inner_kernel
+def candidate(examples, drawn, t, before, c):
+    """Candidate number c of visit t: its item, then its negatives."""
+    return examples.items[t] if c == 0 else drawn[t - before, c - 1]
+
+
+@inner_kernel
+def n_drawn(drawn, place):
+    """How many negatives a visit has."""
+    n = 0
+    while n < drawn.shape[1] and drawn[place, n] >= 0:
+        n += 1
+    return n
+
+
+@inner_kernel
+def sampled_losses(
+    tables, examples, drawn, hyper, loss, t, before, n_negatives, scores, slopes, lane, mask
+):
+    """Fill the scores and slopes of a visit's candidates; the lane's part of the loss."""
+    user = examples.users[t]
+    zero = type(hyper.mean)(0)
+    b_u = tables.user_biases[user]
+    for c in range(n_negatives + 1):
+        item = candidate(examples, drawn, t, before, c)
+        interaction = row_dot(tables.user_factors, user, tables.item_factors, item, lane, mask)
+        score = hyper.mean + b_u + tables.item_biases[item] + interaction
+        if lane == c % LANES:
+            scores[c] = score
+    cuda.syncwarp(mask)
+    positive = examples.values[t] > zero
+    total = 0.0
+    for c in range(lane, n_negatives + 1, LANES):
+        if loss == LOGISTIC or c > 0:
+            own = c == 0 and positive
+            x = scores[c] - scores[0] if loss == BPR else (-scores[c] if own else scores[c])
+            slope, upper = sigmoids(x)
+            slopes[c] = -slope if own and loss == LOGISTIC else slope
+            total += np.float64(max(x, zero)) - math.log(np.float64(upper))
+    cuda.syncwarp(mask)
+    if loss == BPR and lane == 0:
+        of_own = zero
+        for c in range(1, n_negatives + 1):
+            of_own -= slopes[c]
+        slopes[0] = of_own
+    cuda.syncwarp(mask)
+    return total
+
+
+@inner_kernel
+def sampled_step(
+    tables, squares, examples, drawn, hyper, loss, t, before, record, log, scores, slopes, lane,
+    mask,
+):  # fmt: skip
+    """One step of a loss with negatives; returns the lane's part of the weighted loss."""
+    user, weight = examples.users[t], examples.weights[t]
+    n_negatives = n_drawn(drawn, t - before)
+    total = sampled_losses(
+        tables, examples, drawn, hyper, loss, t, before, n_negatives, scores, slopes, lane, mask
+    )
+    slot = log.slots[t] if log.slots.shape[0] > 0 else np.int32(-1)
+    if slot >= 0:
+        _log_sampled(
+            tables, examples, drawn, loss, t, before, n_negatives, log, slot, scores, slopes, lane
+        )
+        cuda.syncwarp(mask)
+    shrink = product(weight, hyper.regularization)
+    if lane == 0:
+        _move_biases(
+            tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink, record,
+            slopes,
+        )  # fmt: skip
+    for start in range(0, tables.user_factors.shape[1], _CHUNK):
+        _move_chunk(
+            tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink, record,
+            slopes, start, lane,
+        )  # fmt: skip
+    if slot >= 0 and squares.user_biases.shape[0] > 0:
+        cuda.syncwarp(mask)
+        of_user, of_item = squares.user_factors, squares.item_factors
+        _log_squares(log.user_squares, slot, of_user, squares.user_biases, user, lane)
+        for c in range(n_negatives + 1):
+            item, place = candidate(examples, drawn, t, before, c), slot * log.items.shape[1] + c
+            _log_squares(log.item_squares, place, of_item, squares.item_biases, item, lane)
+    return np.float64(weight) * total
+
+
+@inner_kernel
+def _log_sampled(
+    tables, examples, drawn, loss, t, before, n_negatives, log, slot, scores, slopes, lane
+):
+    user, weight = examples.users[t], examples.weights[t]
+    one, n_candidates = type(weight)(1), type(weight)(n_negatives + 1)
+    _log_row(log.user_rows, slot, tables.user_factors, user, lane)
+    for c in range(log.items.shape[1]):
+        if c > n_negatives:
+            log.items[slot, c] = -1
+            continue
+        item = candidate(examples, drawn, t, before, c)
+        place = slot * log.items.shape[1] + c
+        _log_row(log.item_rows, place, tables.item_factors, item, lane)
+        if lane == 0:
+            if loss == BPR and c == 0:
+                curvature = type(weight)(0)
+                for other in range(1, n_negatives + 1):
+                    curvature += product(slopes[other], one - slopes[other])
+            else:
+                curvature = product(abs(slopes[c]), one - abs(slopes[c]))
+            b_u, b_i = tables.user_biases[user], tables.item_biases[item]
+            numbers = slopes[c], curvature, scores[c], b_i, b_u, weight, n_candidates
+            _log_candidate(log, slot, c, item, numbers)
+
+
+@inner_kernel
+def _move_biases(
+    tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink, record, slopes
+):
+    user, weight = examples.users[t], examples.weights[t]
+    of_user = type(weight)(0)
+    for c in range(n_negatives + 1):
+        item, push = candidate(examples, drawn, t, before, c), product(weight, slopes[c])
+        if loss == LOGISTIC:  # in BPR the user's bias cancels; its rounding must not stay
+            of_user += push
+        change = _move_bias(tables.item_biases, squares.item_biases, item, push, shrink, hyper)
+        if c == 0 and record.biases.shape[0] > 0:
+            record.biases[t, 1] += change
+    change = _move_bias(tables.user_biases, squares.user_biases, user, of_user, shrink, hyper)
+    if record.biases.shape[0] > 0:
+        record.biases[t, 0] += change
+
+
+@inner_kernel
+def _move_chunk(
+    tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink, record, slopes,
+    start, lane,
+):  # fmt: skip
+    """Move a chunk of the rows of a step, the candidates' first, all from the old user's row."""
+    p, q = tables.user_factors, tables.item_factors
+    user, weight, rate = examples.users[t], examples.weights[t], hyper.learning_rate
+    keep = type(rate)(1) - product(rate, shrink)
+    adagrad, recorded = squares.user_biases.shape[0] > 0, record.user_rows.shape[0] > 0
+    x, z = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
+    pull = cuda.local.array(_VECTORS, p.dtype)
+    _load(p, user, start, lane, x)
+    for v in range(_VECTORS):
+        pull[v] = type(rate)(0)
+    for c in range(n_negatives + 1):
+        item, push = candidate(examples, drawn, t, before, c), product(weight, slopes[c])
+        step = product(rate, push)
+        _load(q, item, start, lane, z)
+        for v in range(_VECTORS):
+            f = start + v * LANES + lane
+            if f < p.shape[1]:
+                pull[v] += product(push, z[v])
+                if adagrad:
+                    gradient = product(push, x[v]) + product(shrink, z[v])
+                    square = squares.item_factors[item, f] + product(gradient, gradient)
+                    squares.item_factors[item, f] = square
+                    new = _adagrad(z[v], gradient, square, hyper)
+                else:
+                    new = product(keep, z[v]) - product(step, x[v])
+                q[item, f] = new
+                if c == 0 and recorded:
+                    record.item_rows[t, f] += new - z[v]
+    for v in range(_VECTORS):
+        f = start + v * LANES + lane
+        if f < p.shape[1]:
+            if adagrad:
+                gradient = pull[v] + product(shrink, x[v])
+                square = squares.user_factors[user, f] + product(gradient, gradient)
+                squares.user_factors[user, f] = square
+                new = _adagrad(x[v], gradient, square, hyper)
+            else:
+                new = product(keep, x[v]) - product(rate, pull[v])
+            p[user, f] = new
+            if recorded:
+                record.user_rows[t, f] += new - x[v]
