@@ -208,7 +208,13 @@ class KnowledgeGraphModel(Model):
         return score_links(self.graph_, tables, self.links(h, r, t, predict))
 
     def predict_tails(
-        self, heads: Any, relations: Any, k: int = 10, *, exclude_known: bool = True
+        self,
+        heads: Any,
+        relations: Any,
+        k: int = 10,
+        *,
+        exclude_known: bool = True,
+        device: str = "auto",
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Find the k best tails of each (head, relation).
 
@@ -218,6 +224,7 @@ class KnowledgeGraphModel(Model):
         k : int, default 10
         exclude_known : bool, default True
             Leave out the tails that the training triples have.
+        device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
 
         Returns
         -------
@@ -230,14 +237,22 @@ class KnowledgeGraphModel(Model):
         UnknownIdError
         ParameterError
             k < 1, or more than some question has candidates.
+        DeviceError
+            The device is not there, or has not memory enough.
         """
-        return self._best("tail", heads, relations, k, exclude_known)
+        return self._best("tail", heads, relations, k, exclude_known, device)
 
     def predict_heads(
-        self, relations: Any, tails: Any, k: int = 10, *, exclude_known: bool = True
+        self,
+        relations: Any,
+        tails: Any,
+        k: int = 10,
+        *,
+        exclude_known: bool = True,
+        device: str = "auto",
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Find the k best heads of each (relation, tail), as `predict_tails` finds tails."""
-        return self._best("head", tails, relations, k, exclude_known)
+        return self._best("head", tails, relations, k, exclude_known, device)
 
     def _best(
         self,
@@ -246,8 +261,10 @@ class KnowledgeGraphModel(Model):
         relations: Any,
         k: int,
         exclude_known: bool,
+        device: str,
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         tables, data = self._tables(), self.data_
+        backend, _ = dispatch.choose(device, ("cpu", "cuda", "torch"))
         codes = data.entity_index(entities), data.relation_index(relations)
         if len(codes[0]) != len(codes[1]) and 1 not in map(len, codes):
             raise DataError(
@@ -263,7 +280,7 @@ class KnowledgeGraphModel(Model):
         heads, tails = (e, e[:1].repeat(len(e))) if predict == "tail" else (e[:1].repeat(len(e)), e)
         found, scores = top_entities(
             self.graph_, tables, self.links(heads, r, tails, predict), k, excluded=excluded,
-            n_threads=dispatch.thread_count(self.n_threads),
+            n_threads=dispatch.thread_count(self.n_threads), device=backend,
         )  # fmt: skip
         return data.entity_ids[found], scores
 

@@ -95,6 +95,7 @@ def top_entities(
     *,
     excluded: Exclusions | None = None,
     n_threads: int = 1,
+    device: str = "cpu",
 ) -> tuple[npt.NDArray[np.int32], Array]:
     """Find the k entities that answer each question with the highest scores.
 
@@ -109,6 +110,8 @@ def top_entities(
         Entity codes that are no candidates, distinct for each question. For what is known:
         ``Exclusions(*data.answers(predict, entities, relations), data.known(predict).answers)``.
     n_threads : int
+    device : str
+        The backend.
 
     Returns
     -------
@@ -138,6 +141,7 @@ def top_entities(
             Exclusions(left_out.starts[block], left_out.stops[block], left_out.places),
             top,
             n_threads=n_threads,
+            device=device,
         )
         codes[block], scores[block] = top.indices, top.values
     return codes, scores

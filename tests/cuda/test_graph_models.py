@@ -59,3 +59,10 @@ def test_ranks_are_those_of_the_cpu(model):
     )
     np.testing.assert_array_equal(found.ranks, expected.ranks)
     assert found.mrr == expected.mrr
+
+
+def test_best_answers_are_those_of_the_cpu(model):
+    questions = ["e0", "e3"], ["r1", "r0"]
+    found, expected = (model.predict_tails(*questions, k=3, device=d) for d in ("cuda", "cpu"))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)

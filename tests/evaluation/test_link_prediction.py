@@ -283,6 +283,7 @@ def model():
         ({"predict": "relation"}, "predict='relation' is not known: use 'both', 'tail' or 'head'"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"n_threads": 0}, "n_threads must be a positive integer"),
+        ({"device": "gpu"}, "device='gpu' is not known"),
     ],
 )
 def test_arguments_out_of_range(model, arguments, message):
