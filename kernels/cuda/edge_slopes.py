@@ -3,8 +3,8 @@
 An edge moves d numbers of the row at its other end and 16 of its own, for 32 d floating-point
 operations. The rows mostly come from the L2 cache, so shared memory and arithmetic are the bound:
 a warp brings 32 rows to shared memory number by number, whole lines at a time (d is no multiple
-of four), and a thread reads them four at a time for 4 edges x 4 lanes: five loads of four numbers
-for 16 multiplications of each of them with four.
+of four), and a thread reads them four at a time for 4 edges x 4 lanes: two loads of four numbers
+for 16 multiplications.
 """
 
 from .fours import add4, gather4, put4
