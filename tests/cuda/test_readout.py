@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from backends import Kernels
 from influence_cases import STORES, make_case
-from readout_cases import assert_like_oracle, read_out
+from readout_cases import assert_like_oracle
 
 BACKENDS = [Kernels("cpu", "readout"), Kernels("cuda", "readout")]
 parametrize_backends = pytest.mark.parametrize("kernels", BACKENDS, ids=repr)

@@ -6,7 +6,7 @@ import numpy as np
 from toolchain import Compiled
 from typed import array, matrix, number, scalar, structure
 
-from fastinfluence.kernels.cuda import readout, rows
+from fastinfluence.kernels.cuda import readout, row_tiles, rows
 
 ELEMENTS = {"f4": np.float32, "f8": np.float64, "u2": np.uint16}
 
@@ -29,7 +29,7 @@ def compiled() -> list[Compiled]:
             Compiled(
                 readout._reader(np.dtype(ELEMENTS[dtype]), np.dtype(ELEMENTS[element])),
                 (scalar(dtype), side, queries, left_out, matrix("i8"), top, top),
-                readout._THREADS,
+                row_tiles.THREADS,
                 note=note,
             )
         )
@@ -46,7 +46,7 @@ def compiled() -> list[Compiled]:
                 Compiled(
                     readout._merge_parts,
                     (matrix("i8"), ints, ints, top, top),
-                    readout._THREADS,
+                    row_tiles.THREADS,
                     note=dtype,
                 )
             )
