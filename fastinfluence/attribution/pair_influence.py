@@ -213,8 +213,9 @@ class PairInfluence(RowAttribution):
 
     @cached_property
     def _sides(self) -> tuple[Side, Side]:
-        """The rows of both sides, on the device."""
-        sides: tuple[Side, Side] = self._memory.put((self.rows.user_side, self.rows.item_side))
+        """The rows of both sides, on the device: those that other pairs are read from, too."""
+        there = self.rows._on(self._device)
+        sides: tuple[Side, Side] = self._memory.put((there.user_side, there.item_side))
         return sides
 
     def _parts(self, users: Codes, items: Codes, n_threads: int) -> list[tuple[int, int]]:

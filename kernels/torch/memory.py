@@ -95,8 +95,7 @@ class On:
         tell = getattr(getattr(torch, self.device.type, None), "mem_get_info", None)
         if tell is not None and self.device.type != "cpu":
             return int(tell(self.device)[0])
-        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        return _available_bytes()
 
     def _tensor(self, array: Any) -> Any:
         if array.dtype == np.uint16:
@@ -118,6 +117,16 @@ class On:
 def _each(function: Any, parts: tuple[Any, ...]) -> Any:
     found = map(function, parts)
     return type(parts)(*found) if hasattr(parts, "_fields") else tuple(found)
+
+
+def _available_bytes() -> int:
+    """Memory of the machine that can be had without swapping; half of it where nobody knows."""
+    try:
+        with open("/proc/meminfo") as lines:
+            found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+            return 1024 * int(next(found))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _dtype_of(dtype: Any) -> torch.dtype:
