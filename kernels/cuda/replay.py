@@ -1,14 +1,15 @@
 """Replay: the exact derivative of a training run, from its last step to its first.
 
 A block of the grid is a tile of the schedule: tiles of a stratum share no row. Its steps go back
-several at a time: of the next few, one a team of threads, those before the first that shares a
-row with one before it are taken side by side. The order of the steps of any row never changes,
-and with it no bit.
+several at a time: of the next few, a warp for each, those before the first that shares a row
+with one before it are taken side by side. The steps of any row keep their order, so
+where a window ends changes no bit.
 
-A step moves ``4 (candidates + 1) / 2 * (k + 1) * 64`` bytes of adjoints in float32 (16.6 kB at
-k=64 with one candidate, in Adagrad twice as many) for some six flops a number, far too few to
-count: device memory bounds it where there are some 100 tiles at a time, otherwise the
-latency of three loads that depend on each other and of the two sweeps over the rows.
+A step reads and writes ``candidates + 1`` rows of adjoints, ``64 (k + 1)`` bytes each in float32
+(16.6 kB in all at k=64 with one candidate; in Adagrad twice as many) for six multiplications a
+number. Where there are tiles for all multiprocessors, of several blocks of quantities on streams of
+their own, the bandwidth of device memory bounds it; where there are few, the latency of a window:
+three loads that depend on each other, then two sweeps over the rows.
 """
 
 import functools
