@@ -76,34 +76,20 @@ def smallest_eigenvalue(
     """
     from scipy.linalg import eigh_tridiagonal
 
-    memory = dispatch.memory(endpoint.device)
-    kernels = dispatch.kernels("conjugate_gradients", endpoint.device)
-    shape, n_rows, dtype = (endpoint.n_rows, endpoint.d, LANES), endpoint.n_rows, endpoint.dtype
-    sums = memory.zeros((n_rows, LANES), np.float64)
-
-    def products(left: Array, right: Array) -> Floats:
-        kernels.inner_products(left, right, 0, n_rows, sums)
-        total: Floats = kernels.total(sums, 0, n_rows)
-        return total
-
-    def scale(divisors: Floats, panel: Array) -> None:
-        kernels.scale((1 / divisors).astype(dtype), 0, n_rows, panel)
-
-    def subtract(factors: Floats, panel: Array, out: Array) -> None:
-        kernels.take_steps(-factors.astype(dtype), panel, 0, n_rows, out)
-
-    vector, before, image = (memory.zeros(shape, dtype) for _ in range(3))
-    memory.store(vector, np.random.default_rng(0).standard_normal(shape).astype(dtype))
-    scale(np.sqrt(products(vector, vector)), vector)
+    passes = _Passes(endpoint)
+    vector, before, image = (passes.panel() for _ in range(3))
+    start = np.random.default_rng(0).standard_normal(vector.shape).astype(endpoint.dtype)
+    passes.memory.store(vector, start)
+    passes.divide(vector, np.sqrt(passes.products(vector, vector)))
     diagonal, beside = np.empty((0, LANES)), np.zeros((0, LANES))
     lowest, bound = np.inf, np.inf
     for step in range(1, most + 1):
         endpoint.product(vector, image, full=full)
-        quotients = products(vector, image)
-        subtract(quotients, vector, image)
+        quotients = passes.products(vector, image)
+        passes.subtract(quotients, vector, image)
         if step > 1:
-            subtract(beside[-1], before, image)
-        norms = np.sqrt(products(image, image))
+            passes.subtract(beside[-1], before, image)
+        norms = np.sqrt(passes.products(image, image))
         diagonal, beside = np.vstack([diagonal, quotients]), np.vstack([beside, norms])
         if step % _RITZ_EVERY == 0 or step == most:
             for lane in range(LANES):
@@ -118,5 +104,35 @@ def smallest_eigenvalue(
             if bound <= tolerance * abs(lowest):
                 break
         vector, before, image = image, vector, before
-        scale(np.where(norms > 0, norms, 1), vector)
+        passes.divide(vector, np.where(norms > 0, norms, 1))
     return lowest
+
+
+class _Passes:
+    """Passes over all rows of panels, lane by lane, where the arrays of an endpoint are."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._kernels = dispatch.kernels("conjugate_gradients", endpoint.device)
+        self.memory = dispatch.memory(endpoint.device)
+        self._shape, self._dtype = (endpoint.n_rows, endpoint.d, LANES), endpoint.dtype
+        self._of_rows = self.memory.zeros((endpoint.n_rows, LANES), np.float64)
+
+    def panel(self) -> Array:
+        """Zeros (n_rows, d, LANES)."""
+        found: Array = self.memory.zeros(self._shape, self._dtype)
+        return found
+
+    def products(self, left: Array, right: Array) -> Floats:
+        """Inner products (LANES,) of two panels."""
+        self._kernels.inner_products(left, right, 0, self._shape[0], self._of_rows)
+        total: Floats = self._kernels.total(self._of_rows, 0, self._shape[0])
+        return total
+
+    def divide(self, panel: Array, divisors: Floats) -> None:
+        """Divide a panel by numbers (LANES,)."""
+        self._kernels.scale((1 / divisors).astype(self._dtype), 0, self._shape[0], panel)
+
+    def subtract(self, factors: Floats, panel: Array, out: Array) -> None:
+        """Take a panel times numbers (LANES,) from another one."""
+        steps = -factors.astype(self._dtype)
+        self._kernels.take_steps(steps, panel, 0, self._shape[0], out)
