@@ -1,1 +1,1 @@
-"""torch forms of the batched linear algebra. Empty for now: they come with the GPU backend."""
+"""Read-out and linear algebra in torch, on any device that it knows and that has float64."""
