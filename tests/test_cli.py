@@ -167,7 +167,7 @@ def test_train_passes_every_hyperparameter_on(files: Path, tmp_path: Path) -> No
         "n_factors": 3, "loss": "bpr", "n_epochs": 4, "learning_rate": 0.02,
         "learning_rate_decay": 0.9, "regularization": 0.01, "optimizer": "adagrad",
         "n_negatives": 2, "early_stopping": 2, "init_scale": 0.2, "dtype": "float64",
-        "rng": 5, "n_threads": 1,
+        "rng": 5, "n_threads": 1, "device": "cpu",
     }  # fmt: skip
     assert set(wanted) == set(fi.MatrixFactorization().get_params())
     options = [x for name, value in wanted.items() for x in (f"--{name.replace('_', '-')}", value)]

@@ -63,6 +63,9 @@ class MatrixFactorization(Model):
         Seed of everything random.
     n_threads : int, optional
         All processors by default; it never changes a result.
+    device : {"auto", "cpu", "cuda"}, default "auto"
+        Where `fit` trains; "auto" is a GPU if there is one. It never changes a bit of the
+        parameters.
 
     Attributes
     ----------
@@ -110,6 +113,7 @@ class MatrixFactorization(Model):
         dtype: str = "float32",
         rng: int | np.random.Generator | None = None,
         n_threads: int | None = None,
+        device: str = "auto",
     ) -> None:
         self.n_factors = n_factors
         self.loss = loss
@@ -124,6 +128,7 @@ class MatrixFactorization(Model):
         self.dtype = dtype
         self.rng = rng
         self.n_threads = n_threads
+        self.device = device
 
     def _fitted_on(self) -> str:
         data = self.data_
@@ -171,6 +176,8 @@ class MatrixFactorization(Model):
             Values that do not fit the loss, wrong weights, validation over other ids.
         ParameterError
             A hyper-parameter out of range.
+        DeviceError
+            `device` was asked for by name and is not there.
         """
         if not isinstance(data, Interactions):
             raise DataError(
@@ -179,6 +186,7 @@ class MatrixFactorization(Model):
             )
         if record not in (None, "rollback"):
             raise ParameterError(f"record must be None or 'rollback', not {record!r}")
+        device, _ = dispatch.choose(self.device, ("cpu", "cuda"))
         recipe = self._recipe()
         self._check_validation(data, validation, recipe)
         weights = check_weights(sample_weight, len(data))
@@ -189,12 +197,14 @@ class MatrixFactorization(Model):
             record=record == "rollback",
             memory_budget=memory_budget(),
             n_threads=dispatch.thread_count(self.n_threads),
+            device=device,
             show_progress=show_progress,
         )
         return self._take(trajectory)
 
     def _recipe(self) -> Recipe:
-        names = [n for n in self.get_params() if n not in ("early_stopping", "rng", "n_threads")]
+        others = ("early_stopping", "rng", "n_threads", "device")
+        names = [name for name in self.get_params() if name not in others]
         return Recipe(**{n: getattr(self, n) for n in names}, seed=seed_of(self.rng))
 
     def _check_validation(

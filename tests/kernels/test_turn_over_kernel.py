@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import sgd as plain
 from oracles import turn_over as oracle
 from planted import same_bits
-from test_sgd import LOSSES, assert_near, joined, make_problem, problems
+from sgd_cases import LOSSES, assert_near, joined, make_problem, problems
 
 from fastinfluence.kernels import structures
 from fastinfluence.kernels.cpu import turn_over
