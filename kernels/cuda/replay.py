@@ -202,7 +202,8 @@ def _sum(shared, first):
 def replay_tiles(adagrad: bool, itemsize: int) -> Any:
     """Make the kernel of plain SGD, or of Adagrad, for numbers of so many bytes."""
 
-    @kernel(launch_bounds=_TEAM * _most_teams(adagrad, itemsize))
+    # Told that one block at a time is enough ptxas takes registers rather than spills.
+    @kernel(launch_bounds=(_TEAM * _most_teams(adagrad, itemsize), 1))
     def replay_tile(
         adjoint, sums, examples, log, hyper, loss, allowed_users, allowed_items, order, bounds,
         first_tile, out,
