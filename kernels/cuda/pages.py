@@ -21,7 +21,7 @@ def staged(given):
     target = cuda.device_array(given.size, given.dtype)
     flat, step = given.reshape(-1), max(1, _BUFFER // given.itemsize)
     buffers = [cuda.pinned_array(step, given.dtype) for _ in range(2)]
-    copied = [cuda.event(timing=False) for _ in range(2)]
+    copied = [cuda.event() for _ in range(2)]
     for number, start in enumerate(range(0, given.size, step)):
         part = flat[start : start + step]
         buffer, event = buffers[number % 2][: len(part)], copied[number % 2]

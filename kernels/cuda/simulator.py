@@ -70,6 +70,11 @@ class _Shared:
             return room._allocations[caller]
 
 
+def _inside() -> bool:
+    """Whether a simulated thread asks: others may copy arrays while a kernel runs."""
+    return hasattr(threading.current_thread(), "_manager")
+
+
 class Cuda:
     """``numba.cuda`` outside of simulated kernels, and what a kernel sees of it inside."""
 
@@ -110,11 +115,10 @@ class Cuda:
 
     @property
     def shared(self) -> Any:
-        return cuda.shared if contexts._kernel_context is None else _Shared()
+        return _Shared() if _inside() else cuda.shared
 
     def __getattr__(self, name: str) -> Any:
-        context = contexts._kernel_context
-        return getattr(cuda if context is None else context, name)
+        return getattr(contexts._kernel_context if _inside() else cuda, name)
 
 
 def fma(x: Any, y: Any, z: Any) -> Any:

@@ -8,57 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from influence_cases import NUMBERS, STORES, cases, make_case, pointers_of
 from oracles import readout as oracle
+from readout_cases import assert_like_oracle, read_out
 
-from fastinfluence.kernels.cpu.readout import find_pairs, read_own, read_side, tile_units
-from fastinfluence.kernels.structures import Exclusions, Queries, Top
-
-
-def read_out(case, k, sign=1, totals=True, cut=None):
-    """Best k of every query; `cut` says how the tiles of a side are called for."""
-    dtype, n_queries = case.user_vectors.dtype, len(case.query_users)
-    top = Top(
-        np.full((n_queries, k), -np.inf, dtype),
-        np.full((n_queries, k), -1, np.int32),
-        np.zeros(n_queries if totals else 0),
-    )
-    starts, stops = case.own_bounds.T.copy()
-    sign = dtype.type(sign)
-    for side, groups, columns, vectors, places in (
-        (case.user_side, case.query_users, case.query_items, case.item_vectors, case.own_places),
-        (
-            case.item_side,
-            case.query_items,
-            case.query_users,
-            case.user_vectors,
-            case.own_item_places,
-        ),
-    ):
-        ids = np.argsort(groups, kind="stable")
-        queries = Queries(ids, columns[ids], vectors)
-        exclusions = Exclusions(starts, stops, places)
-        units = tile_units(side.pointers, pointers_of(groups, len(side.pointers) - 1))
-
-        def part(bounds, side=side, queries=queries, exclusions=exclusions, units=units):
-            read_side(sign, side, queries, exclusions, units, *bounds, top)
-
-        (cut or serially)(part, len(units))
-    own = Exclusions(starts, stops, case.own_places)
-    read_own(
-        sign,
-        case.user_side,
-        case.item_side,
-        own,
-        case.own_item_places,
-        (case.item_vectors, case.user_vectors),
-        case.query_users,
-        case.query_items,
-        top,
-    )
-    return top
-
-
-def serially(part, n_units):
-    part((0, n_units))
+from fastinfluence.kernels.cpu import readout
+from fastinfluence.kernels.cpu.readout import find_pairs, tile_units
 
 
 def backwards(part, n_units):
@@ -71,38 +24,19 @@ def in_threads(part, n_units):
         list(pool.map(part, [(unit, unit + 1) for unit in range(n_units)]))
 
 
-def assert_like_oracle(case, k, sign, exact):
-    top = read_out(case, k, sign)
-    values, indices, totals = oracle.explain(case.influence, k, sign)
-    np.testing.assert_array_equal(top.indices == -1, indices == -1)
-    if exact:
-        np.testing.assert_array_equal(top.values, values)
-        np.testing.assert_array_equal(top.indices, indices)
-        np.testing.assert_array_equal(top.totals, totals)
-        return
-    close = {"rtol": 0, "atol": case.rounding}
-    np.testing.assert_allclose(top.values, values, **close)
-    sums = case.rounding * len(case.user_side.order)
-    np.testing.assert_allclose(top.totals, totals, rtol=1e-5, atol=sums)
-    for row_values, row_indices, truth in zip(top.values, top.indices, case.influence, strict=True):
-        listed = row_indices[row_indices >= 0]
-        assert len(set(listed.tolist())) == len(listed)
-        np.testing.assert_allclose(row_values[: len(listed)], sign * truth[listed], **close)
-
-
 some_k = st.sampled_from([1, 2, 5, 10, 16, 17, 30, 70])
 
 
 @settings(deadline=None, max_examples=120)
 @given(cases(kind="whole") | cases(kind="constant"), some_k, st.sampled_from([1, -1]))
 def test_ties_go_by_training_index(case, k, sign):
-    assert_like_oracle(case, k, sign, exact=True)
+    assert_like_oracle(readout, case, k, sign, exact=True)
 
 
 @settings(deadline=None, max_examples=60)
 @given(cases(kind="real"), some_k, st.sampled_from([1, -1]))
 def test_real_numbers(case, k, sign):
-    assert_like_oracle(case, k, sign, exact=False)
+    assert_like_oracle(readout, case, k, sign, exact=False)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -113,38 +47,39 @@ def test_one_user_of_many_examples(n_train, kind, store):
         n_users=1, n_items=9, n_train=n_train, n_queries=6, k=3, store=store, kind=kind
     )
     for k in (1, 10, 40):
-        assert_like_oracle(case, k, 1, exact=kind != "real")
+        assert_like_oracle(readout, case, k, 1, exact=kind != "real")
 
 
 def test_every_pair_in_one_call():
     """All items for every user: the vectors of a tile's queries are then neighbours."""
     pairs = [(u, i) for u in range(4) for i in range(30)]
     case = make_case(n_users=4, n_items=30, n_train=90, kind="whole", queries=pairs)
-    assert_like_oracle(case, 10, 1, exact=True)
+    assert_like_oracle(readout, case, 10, 1, exact=True)
 
 
 def test_more_queries_than_a_tile_holds():
     case = make_case(n_users=1, n_items=3, n_train=20, n_queries=1500, k=2, kind="whole")
     units = tile_units(case.user_side.pointers, np.array([0, 1500]))
     assert len(units) > 1
-    assert_like_oracle(case, 4, 1, exact=True)
+    assert_like_oracle(readout, case, 4, 1, exact=True)
 
 
 @pytest.mark.parametrize("cut", [backwards, in_threads])
 @pytest.mark.parametrize("store", STORES)
 def test_same_bits_however_the_work_is_cut(store, cut):
     case = make_case(n_users=6, n_items=9, n_train=200, n_queries=80, store=store)
-    whole, parts = read_out(case, 10), read_out(case, 10, cut=cut)
+    whole, parts = read_out(readout, case, 10), read_out(readout, case, 10, cut=cut)
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_same_bits_alone_as_in_company():
     case = make_case(n_users=2, n_items=5, n_train=150, n_queries=33)
-    together = read_out(case, 10)
+    together = read_out(readout, case, 10)
     for n in range(33):
         one = slice(n, n + 1)
         alone = read_out(
+            readout,
             case._replace(
                 query_users=case.query_users[one],
                 query_items=case.query_items[one],
@@ -158,14 +93,14 @@ def test_same_bits_alone_as_in_company():
 
 def test_totals_are_left_out_on_request():
     case = make_case(n_train=100)
-    with_totals, without = read_out(case, 5), read_out(case, 5, totals=False)
+    with_totals, without = read_out(readout, case, 5), read_out(readout, case, 5, totals=False)
     np.testing.assert_array_equal(with_totals.values, without.values)
     np.testing.assert_array_equal(with_totals.indices, without.indices)
     assert without.totals.size == 0
 
 
 def test_no_training_examples():
-    top = read_out(make_case(n_train=0, n_queries=4), 3)
+    top = read_out(readout, make_case(n_train=0, n_queries=4), 3)
     assert (top.indices == -1).all()
     assert np.isneginf(top.values).all()
     assert not top.totals.any()
