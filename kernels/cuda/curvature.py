@@ -330,20 +330,18 @@ def _walk(matrix: Matrix, width: int, adagrad: bool) -> Any:
                 work,
             )  # fmt: skip
             if batch > 0:
-                before = (1 - half) * groups
                 if adagrad:
-                    shrink(tile, k, work.keeps[(1 - half) * (width + 4) :])
-                for group in range(before, before + groups):
-                    update(tile, k, work.pending[group * output :], work.rights[group * vector :])
+                    shrink(tile, k, work.keeps, (1 - half) * (width + 4))
+                for group in range(groups):
+                    old = (1 - half) * groups + group
+                    update(tile, k, work.pending, old * output, work.rights, old * vector)
                 if flush > 0:
                     scale_tile(tile, k, flush)
             if batch == n_batches:
                 break
             for group in range(groups):
                 out = (half * groups + group) * output
-                multiply(
-                    tile, k, work.lefts[group * vector :], work.column, width, work.pending[out:]
-                )
+                multiply(tile, k, work.lefts, group * vector, work.column, width, work.pending, out)
                 _sum_products(width, threads, work, group, (half * groups + group) * vector)
             cuda.syncthreads()
             for group in range(groups):

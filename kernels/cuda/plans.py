@@ -32,6 +32,8 @@ SMALLEST_SCALE = 1e-10
 PLANS = 3
 """Batches that are planned at a time."""
 
+_ALL = 0xFFFFFFFF
+
 # Numbers of a vector of a plan. Adagrad has in `LEFT` the l2 that its step shrinks by.
 OWN, DECAY, STEP, PUSH, LEFT, RIGHT, BIAS, FLUSH, N_NUMBERS = range(9)
 # Places of a vector of a plan, -1 for none.
@@ -61,12 +63,6 @@ def shape_of(of_users: bool, bpr: bool, n_candidates: int, adagrad: bool) -> Sha
 
 
 @inner_kernel
-def _weight(hyper, log, touches, first, e):
-    """Weight of a touch; 0 of one that is none."""
-    return log.numbers[touches.entries[e], WEIGHT] if e >= first else type(hyper.mean)(0)
-
-
-@inner_kernel
 def _place_of_vector(shape, log, touches, e, number):
     """Entry of the touch and that of its vector `number`; the latter -1: it has not so many."""
     entry = touches.entries[e]
@@ -86,19 +82,25 @@ def plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work):
     batch, as behind the last one, `FLUSH` says so. Returns the scale behind the batch, which only
     threads that plan know.
     """
-    one, rate, l2 = type(hyper.mean)(1), hyper.learning_rate, hyper.regularization
-    room = RANK * shape.groups
-    behind = scale
-    for s in range(cuda.threadIdx.x, room, cuda.blockDim.x):
+    t, one, room = cuda.threadIdx.x, type(hyper.mean)(1), RANK * shape.groups
+    before = behind = scale
+    if not adagrad and t < 32:  # the warp that plans: a touch a lane, then the product of all
+        mine = min(t >> shape.shift, shape.per - 1)
+        shrink = one - one
+        if e - mine >= first:
+            shrink = hyper.learning_rate * log.numbers[touches.entries[e - mine], WEIGHT]
+        keep = one - shrink * hyper.regularization
+        for number in range(shape.per):
+            if number == mine:
+                before = behind
+            behind *= cuda.shfl_sync(_ALL, keep, number << shape.shift)
+    flush = one - one
+    if behind < type(behind)(SMALLEST_SCALE) or e - shape.per < first:
+        flush, behind = behind, one
+    for s in range(t, room if t < 32 else 0, 32):
+        mine = min(s >> shape.shift, shape.per - 1)
         numbers = work.numbers[N_NUMBERS * (turn * room + s) : N_NUMBERS * (turn * room + s + 1)]
         places = work.places[N_PLACES * (turn * room + s) : N_PLACES * (turn * room + s + 1)]
-        mine = min(s >> shape.shift, shape.per - 1)
-        before = behind = scale
-        if not adagrad:
-            for number in range(shape.per):
-                if number == mine:
-                    before = behind
-                behind *= one - rate * _weight(hyper, log, touches, first, e - number) * l2
         for n in range(N_NUMBERS):
             numbers[n] = 0
         for n in range(N_PLACES):
@@ -108,9 +110,7 @@ def plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work):
             _describe(
                 shape, adagrad, hyper, log, touches, e - mine, number, before, numbers, places
             )
-        if behind < type(behind)(SMALLEST_SCALE) or e - shape.per < first:
-            numbers[FLUSH] = behind
-            behind = one
+        numbers[FLUSH] = flush
     return behind
 
 

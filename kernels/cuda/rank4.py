@@ -46,12 +46,14 @@ class Matrix(NamedTuple):
     load: Callable[..., None] | None  # (tile, matrix, k)
     store: Callable[..., None] | None  # (tile, matrix, k)
     scale: Callable[..., None]  # (tile, k, factor)
-    shrink: Callable[..., None]  # (tile, k, keeps): column f by keeps[f]
-    update: Callable[..., None]  # (tile, k, pending, rights): + sum_q pending_q rights_q^T
-    multiply: Callable[..., None]  # (tile, k, lefts, column, width, out): see below
+    shrink: Callable[..., None]  # (tile, k, keeps, start): column f by keeps[start + f]
+    update: Callable[..., None]  # (tile, k, pending, out, rights, right): see below
+    multiply: Callable[..., None]  # (tile, k, lefts, left, column, width, pending, out)
 
 
-# Of `multiply`: out_q = tile lefts_q + lefts[4 width + q] column, the last input being the bias.
+# Groups of four vectors begin at `left`, `right` and `out`. `update` adds the sum of
+# pending_q rights_q^T; `multiply` makes pending_q = tile lefts_q + lefts[width]_q column, the last
+# input being the bias.
 
 
 @functools.cache
@@ -93,35 +95,35 @@ def in_registers(width: int, number: Any) -> Matrix | None:
             tile[n] *= factor
 
     @inner_kernel
-    def shrink(tile, k, keeps):
+    def shrink(tile, k, keeps, start):
         for j in range(columns):
-            keep = keeps[cuda.threadIdx.x % across + across * j]
+            keep = keeps[start + cuda.threadIdx.x % across + across * j]
             for i in range(rows):
                 tile[i * columns + j] *= keep
 
     @inner_kernel
-    def update(tile, k, pending, rights):
+    def update(tile, k, pending, out, rights, right):
         first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
         held = cuda.local.array(n_sums, number)
         for i in range(rows):
-            four = load4(pending, RANK * (first + i))
+            four = load4(pending, out + RANK * (first + i))
             for q in range(RANK):
                 held[RANK * i + q] = four[q]
         for j in range(columns):
-            x = load4(rights, RANK * (c + across * j))
+            x = load4(rights, right + RANK * (c + across * j))
             for i in range(rows):
                 for q in range(RANK):
                     tile[i * columns + j] += held[RANK * i + q] * x[q]
 
     @inner_kernel
-    def multiply(tile, k, lefts, column, width, out):
+    def multiply(tile, k, lefts, left, column, width, pending, out):
         t = cuda.threadIdx.x
         c = t % across
         sums = cuda.local.array(n_sums, number)
         for n in range(n_sums):
             sums[n] = number(0)
         for j in range(columns):
-            x = load4(lefts, RANK * (c + across * j))
+            x = load4(lefts, left + RANK * (c + across * j))
             for i in range(rows):
                 for q in range(RANK):
                     sums[RANK * i + q] += tile[i * columns + j] * x[q]
@@ -138,10 +140,10 @@ def in_registers(width: int, number: Any) -> Matrix | None:
                 sums[q] += cuda.shfl_xor_sync(_ALL, sums[q], share >> (step + 1))
         if c % share == 0:
             r = t // across * rows + c // share
-            x = load4(lefts, RANK * width)
+            x = load4(lefts, left + RANK * width)
             bias = column[r]
             store4(
-                out, RANK * r, sums[0] + bias * x[0], sums[1] + bias * x[1],
+                pending, out + RANK * r, sums[0] + bias * x[0], sums[1] + bias * x[1],
                 sums[2] + bias * x[2], sums[3] + bias * x[3],
             )  # fmt: skip
 
@@ -161,30 +163,30 @@ def in_memory(number: Any) -> Matrix:
                 matrix[f, r] *= factor
 
     @inner_kernel
-    def shrink(matrix, k, keeps):
+    def shrink(matrix, k, keeps, start):
         for r in range(cuda.threadIdx.x, k, threads):
             for f in range(k):
-                matrix[f, r] *= keeps[f]
+                matrix[f, r] *= keeps[start + f]
 
     @inner_kernel
-    def update(matrix, k, pending, rights):
+    def update(matrix, k, pending, out, rights, right):
         for r in range(cuda.threadIdx.x, k, threads):
-            p = load4(pending, RANK * r)
+            p = load4(pending, out + RANK * r)
             for f in range(k):
-                x = load4(rights, RANK * f)
+                x = load4(rights, right + RANK * f)
                 matrix[f, r] += p[0] * x[0] + p[1] * x[1] + p[2] * x[2] + p[3] * x[3]
 
     @inner_kernel
-    def multiply(matrix, k, lefts, column, width, out):
+    def multiply(matrix, k, lefts, left, column, width, pending, out):
         for r in range(cuda.threadIdx.x, k, threads):
-            x, bias = load4(lefts, RANK * width), column[r]
+            x, bias = load4(lefts, left + RANK * width), column[r]
             a, b, c, d = bias * x[0], bias * x[1], bias * x[2], bias * x[3]
             for f in range(k):
-                x, m = load4(lefts, RANK * f), matrix[f, r]
+                x, m = load4(lefts, left + RANK * f), matrix[f, r]
                 a += m * x[0]
                 b += m * x[1]
                 c += m * x[2]
                 d += m * x[3]
-            store4(out, RANK * r, a, b, c, d)
+            store4(pending, out + RANK * r, a, b, c, d)
 
     return Matrix(threads, 0, None, None, scale, shrink, update, multiply)
