@@ -7,8 +7,8 @@ import pytest
 from endpoints import Matrix, dense, endpoint_of, fit, panel_of, random_matrix
 from planted import LOSSES, data_for, same_bits
 
-from fastinfluence.attribution import solve as solve_module
 from fastinfluence.attribution.solve import BlockJacobi, SolveReport, solve
+from fastinfluence.attribution.systems import ReducedSystem
 from fastinfluence.errors import NegativeCurvature
 from fastinfluence.kernels.structures import LANES
 
@@ -45,7 +45,7 @@ def test_the_reduced_product_is_that_of_the_schur_complement(loss, full):
     reduced = matrix[items, items] - matrix[items, users] @ inverse @ matrix[users, items]
     panel, out = panel_of(endpoint), np.full_like(panel_of(endpoint), np.nan)
     of_items = flat(panel)[items]
-    system = solve_module._ReducedSystem(endpoint, damping, full, blocks, 1)
+    system = ReducedSystem(endpoint, damping, full, blocks, 1)
     endpoint.reduced_product(system._solve_users, panel, out, full=full)
     np.testing.assert_allclose(flat(out)[items], reduced @ of_items, atol=1e-12)
     np.testing.assert_allclose(
