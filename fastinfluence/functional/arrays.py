@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastinfluence import dispatch
 from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import Tables
 
@@ -16,7 +17,14 @@ Array = npt.NDArray[Any]
 
 
 def as_array(given: Any) -> Array:
-    """As a numpy array, sharing memory wherever the other side allows it."""
+    """As a numpy array, sharing memory wherever the other side allows it; copied from a GPU."""
+    if type(given).__module__.partition(".")[0] == "torch" and given.device.type != "cpu":
+        given = given.detach().cpu()
+    elif hasattr(given, "copy_to_host"):
+        return dispatch.memory("cuda").fetch(given)  # type: ignore[no-any-return]
+    elif hasattr(given, "__cuda_array_interface__"):
+        memory = dispatch.memory("cuda")
+        return memory.fetch(memory.put(given))  # type: ignore[no-any-return]
     if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
         return np.from_dlpack(given)
     try:
@@ -51,10 +59,17 @@ def as_codes(given: Any, n: int, name: str) -> npt.NDArray[np.int32]:
 
 
 def as_tables(
-    user_factors: Any, item_factors: Any, user_biases: Any, item_biases: Any, *, writable: bool
+    user_factors: Any,
+    item_factors: Any,
+    user_biases: Any,
+    item_biases: Any,
+    *,
+    writable: bool,
+    backend: str = "cpu",
 ) -> Tables:
-    """As tables that fit together."""
-    tables = Tables(*map(as_array, (user_factors, item_factors, user_biases, item_biases)))
+    """As tables that fit together, where the kernels of a backend look for them."""
+    read = as_array if backend == "cpu" else dispatch.memory(backend).put
+    tables = Tables(*map(read, (user_factors, item_factors, user_biases, item_biases)))
     p, q, b, c = tables
     shapes = " ".join(str(table.shape) for table in tables)
     if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
@@ -65,8 +80,15 @@ def as_tables(
         dtypes = ", ".join(str(table.dtype) for table in tables)
         raise DataError(f"tables must all be float32 or all float64, not {dtypes}")
     for name, table in tables._asdict().items():
-        if writable and not (table.flags.c_contiguous and table.flags.writeable):
+        if writable and not _in_place(table):
             raise DataError(
                 f"{name} is changed in place and must be C-contiguous and writable: pass a copy"
             )
     return tables
+
+
+def _in_place(table: Any) -> bool:
+    """Whether a kernel may write to a table where it lies."""
+    if isinstance(table, np.ndarray):
+        return bool(table.flags.c_contiguous and table.flags.writeable)
+    return bool(table.is_c_contiguous())

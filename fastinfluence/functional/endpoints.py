@@ -27,21 +27,14 @@ _LOSSES = ("squared", "logistic")
 class UnbiasedEndpoint(Endpoint):
     """The loss of a model without biases: no score depends on the last number of a row."""
 
-    def _take(self, tables: Tables) -> None:
-        super()._take(tables)
-        self._ends[:, -1] = 0
-
-    def panel(self, quantity: Any, start: int) -> Array:
-        """Those of a model with biases, without what is theirs."""
-        panel = super().panel(quantity, start)
-        panel[:, -1] = 0
-        return panel
+    BIAS_END = 0
 
     def blocks(self) -> Array:
         """Those of the factors, and beside them a one, so that they have an inverse."""
-        blocks = super().blocks()
+        blocks: Array = self._memory.fetch(super().blocks())
         blocks[:, -1, -1] += 1
-        return blocks
+        there: Array = self._memory.put(blocks)
+        return there
 
 
 class UnbiasedPairEndpoint(UnbiasedEndpoint, PairEndpoint):

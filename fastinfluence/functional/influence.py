@@ -27,6 +27,7 @@ from fastinfluence.functional.endpoints import (
     program_of,
     tables_of,
 )
+from fastinfluence.functional.homes import home_of
 from fastinfluence.memory import memory_budget
 from fastinfluence.training.endpoint import Endpoint
 from fastinfluence.training.pair_endpoint import Gradients, PairEndpoint
@@ -167,12 +168,16 @@ def influence_mf(
     tables = tables_of(user_factors, item_factors, user_biases, item_biases)
     program = program_of(users, items, values, tables, mean, regularization, loss, sample_weight)
     kind = UnbiasedEndpoint if user_biases is None else Endpoint
-    endpoint = kind(program, tables, n_threads=threads)
+    home = home_of(
+        user_factors=user_factors, item_factors=item_factors, user_biases=user_biases,
+        item_biases=item_biases,
+    )  # fmt: skip
+    endpoint = kind(program, tables, n_threads=threads, device=home.backend)
     queries = as_pairs(query_users, query_items, tables, "query ")
     n = len(queries[0])
     influence = np.empty((n, endpoint.n if k is None else k), endpoint.dtype)
     train_index = None if k is None else np.empty((n, k), np.int32)
-    total, reports = np.empty(n), []
+    total, reports, memory = np.empty(n), [], dispatch.memory(home.backend)
     blocks = solve_queries(
         endpoint,
         Scores(*queries),
@@ -182,7 +187,8 @@ def influence_mf(
         **asdict(options),
     )
     for start, x, report in blocks:
-        found = np.ascontiguousarray(endpoint.credit(x)[:, : len(report)].T)
+        credit = memory.fetch(endpoint.credit(x))
+        found = np.ascontiguousarray(credit[:, : len(report)].T)
         here = slice(start, start + len(found))
         if train_index is None:
             influence[here], total[here] = found, np.abs(found).sum(axis=1, dtype=np.float64)
@@ -193,7 +199,8 @@ def influence_mf(
     whole = SolveReport.joined(reports)
     float64 = "give float64 tables" if endpoint.dtype == np.float32 else ""
     warn_of_unsolved(whole, options.rtol, options.max_iterations, float64, stacklevel=2)
-    return SolvedInfluences(influence, whole, train_index, total)
+    solved: SolvedInfluences = home.give(SolvedInfluences(influence, whole, train_index, total))
+    return solved
 
 
 def influence_rows_mf(

@@ -11,6 +11,7 @@ from fastinfluence import dispatch, readout
 from fastinfluence.attribution.rows import RowStore, recorded
 from fastinfluence.errors import DataError
 from fastinfluence.functional.arrays import as_array, as_codes
+from fastinfluence.functional.homes import home_of
 from fastinfluence.kernels.structures import Record
 
 __all__ = ["Influences", "explain_mf", "pack_mf"]
@@ -123,6 +124,10 @@ def explain_mf(
     if len(store.user_side.rows) != len(store.user_side.order) * (p.shape[1] + 1):
         raise DataError(f"the rows of the store are not of width {p.shape[1] + 1} (factors, bias)")
     readout.check_k(k)
+    home = home_of(
+        user_factors=user_factors, item_factors=item_factors, query_users=query_users,
+        query_items=query_items, **{"store.user_side.rows": store.user_side.rows},
+    )  # fmt: skip
     users = as_codes(query_users, n_users, "query_users")
     items = as_codes(query_items, n_items, "query_items")
     if len(users) != len(items):
@@ -135,5 +140,7 @@ def explain_mf(
         k,
         proponents=proponents,
         n_threads=dispatch.thread_count(n_threads),
+        device=home.backend,
     )
-    return Influences(top.indices, top.values, top.totals)
+    found: Influences = home.give(Influences(top.indices, top.values, top.totals))
+    return found

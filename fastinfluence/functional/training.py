@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.errors import DataError, ParameterError
+from fastinfluence.errors import DataError, DeviceError, ParameterError
 from fastinfluence.functional.arrays import as_array, as_codes, as_tables, as_vector
+from fastinfluence.functional.homes import home_of
 from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
 from fastinfluence.training.recipe import LOSSES
 
@@ -97,8 +98,16 @@ def sgd_mf(
     DataError
         Arrays that do not fit together; codes outside the tables.
     """
-    tables = as_tables(user_factors, item_factors, user_biases, item_biases, writable=True)
-    n_users, n_items = len(tables.user_biases), len(tables.item_biases)
+    given = user_factors, item_factors, user_biases, item_biases
+    backend = home_of(**dict(zip(Tables._fields, given, strict=True))).backend
+    if backend.startswith("torch"):
+        raise DeviceError(
+            f"there are no kernels that train on {backend.removeprefix('torch:')}: move the tables "
+            "to the CPU or to an NVIDIA GPU"
+        )
+    memory = dispatch.memory(backend)
+    tables = as_tables(*given, writable=True, backend=backend)
+    n_users, n_items = tables.user_biases.shape[0], tables.item_biases.shape[0]
     dtype = tables.user_factors.dtype
     u, i = as_codes(users, n_users, "users"), as_codes(items, n_items, "items")
     y = as_vector(values, dtype, "values", len(u))
@@ -114,6 +123,7 @@ def sgd_mf(
         raise ParameterError(f"loss={loss!r} is not known: use one of {', '.join(LOSSES)}")
     if loss == "bpr" and n_negatives < 1:
         raise ParameterError("loss='bpr' compares with negatives: pass n_negatives >= 1")
+    squares, rows = memory.put((squares, rows))
     if rows is not None:
         _check_rows(rows, len(u), tables)
     pointers, known_items = _known(known, u, i, n_users, n_items, loss)
@@ -122,10 +132,10 @@ def sgd_mf(
         pointers, known_items, np.empty((0, n_negatives), np.int32),
     )  # fmt: skip
     hyper = Hyper(*map(dtype.type, (mean, learning_rate, regularization, _EPSILON)))
-    total = dispatch.kernels("sgd").sgd_epoch(
-        tables, squares, Examples(u, i, y, weights, ids), np.array([0, len(u)]), sampler, hyper,
-        LOSSES.index(loss), epoch, (0, 1), rows, None,
-    )  # fmt: skip
+    visits = memory.put((Examples(u, i, y, weights, ids), np.array([0, len(u)]), sampler))
+    total = dispatch.kernels("sgd", backend).sgd_epoch(
+        tables, squares, *visits, hyper, LOSSES.index(loss), epoch, (0, 1), rows, None
+    )
     return float(total / max(float(weights.sum()), np.finfo(dtype).tiny))
 
 
@@ -162,13 +172,17 @@ def rollback_mf(
     rows : Record
         Row changes of every example, in the order of `users`.
     """
-    given = as_tables(user_factors, item_factors, user_biases, item_biases, writable=False)
-    tables = Tables(*(table.copy() for table in given))
-    rows = new_rows(len(as_array(users)), tables.user_factors.shape[1], tables.user_factors.dtype)
+    given = user_factors, item_factors, user_biases, item_biases
+    home = home_of(**dict(zip(Tables._fields, given, strict=True)))
+    start = as_tables(*given, writable=False)
+    memory = dispatch.memory(home.backend)
+    tables: Tables = memory.put(Tables(*(table.copy() for table in start)))
+    rows = new_rows(len(as_array(users)), start.user_factors.shape[1], start.user_factors.dtype)
+    rows = memory.put(rows)
     for epoch in range(n_epochs):
         rate = learning_rate * learning_rate_decay**epoch
         sgd_mf(users, items, values, *tables, learning_rate=rate, rows=rows, epoch=epoch, **options)
-    return tables, rows
+    return home.give(tables), home.give(rows)
 
 
 def _check_rows(rows: Record, n: int, tables: Tables) -> None:

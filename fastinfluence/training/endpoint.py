@@ -74,6 +74,9 @@ class Endpoint:
     N_DRAWS: ClassVar[int] = 4
     """Epochs whose negatives are averaged."""
 
+    BIAS_END = 1
+    """What the bias at one end of an edge is multiplied with; 0 in a model without biases."""
+
     def __init__(
         self, program: Program, tables: Tables, *, n_threads: int = 1, device: str = "cpu"
     ) -> None:
@@ -113,7 +116,7 @@ class Endpoint:
             )
         self._asked: tuple[Any, Any] | None = None
         ends = rows.copy()  # what scores are made of at the other end
-        ends[:, -1] = 1
+        ends[:, -1] = self.BIAS_END
         self.rows, self._ends = self._memory.put((rows, ends))
 
     def at(self, tables: Tables) -> Endpoint:
@@ -246,6 +249,8 @@ class Endpoint:
             ours = (queries >= start) & (queries < start + LANES)
             at: Any = (codes[ours] + offset, slice(None), queries[ours] - start)
             np.add.at(panel, at, rows[ours])
+        if not self.BIAS_END:
+            panel[:, -1] = 0
         there: Array = self._memory.put(panel)
         return there
 

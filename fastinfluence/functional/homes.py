@@ -1,0 +1,100 @@
+"""Where the arrays of a call lie: its kernels run there, and its results belong there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastinfluence import dispatch
+from fastinfluence.errors import DeviceError
+
+__all__ = ["Home", "home_of"]
+
+
+class Home:
+    """A kind of array on a device: numpy's, torch's, or any other of an NVIDIA GPU.
+
+    Attributes
+    ----------
+    backend : str
+        Of the kernels that take such arrays; see `dispatch.choose`.
+    """
+
+    backend = "cpu"
+
+    def give(self, found: Any) -> Any:
+        """Results (numpy, None, or tuples of them) as arrays of this kind."""
+        return found
+
+    def _each(self, found: tuple[Any, ...]) -> Any:
+        parts = map(self.give, found)
+        return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
+
+
+class _Torch(Home):
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        if device.type == "cpu":
+            self.backend = "cpu"
+        elif device.type == "cuda" and dispatch.cuda_problem() is None:
+            self.backend = "cuda"
+        else:
+            self.backend = f"torch:{device}"
+
+    def give(self, found: Any) -> Any:
+        import torch
+
+        if isinstance(found, tuple):
+            return self._each(found)
+        if hasattr(found, "copy_to_host"):  # on the GPU already
+            return torch.as_tensor(found, device=self.device)
+        if not isinstance(found, np.ndarray):
+            return found
+        return torch.from_numpy(found).to(self.device)
+
+
+class _Cuda(Home):
+    backend = "cuda"
+
+    def __init__(self, module: str) -> None:
+        self.module = module  # that of the arrays' type
+
+    def give(self, found: Any) -> Any:
+        if isinstance(found, tuple):
+            return self._each(found)
+        if not isinstance(found, np.ndarray) and not hasattr(found, "copy_to_host"):
+            return found
+        if self.module == "cupy":
+            import cupy
+
+            return cupy.asarray(found)
+        return dispatch.memory("cuda").put(found)
+
+
+def home_of(**given: Any) -> Home:
+    """Return where some arguments of a call lie; lists and numpy arrays lie anywhere.
+
+    Raises
+    ------
+    DeviceError
+        Two lie on different devices; they lie on a GPU that kernels cannot run on.
+    """
+    found: dict[str, tuple[str, Home]] = {}
+    for name, array in given.items():
+        module = type(array).__module__.partition(".")[0]
+        if module == "torch":
+            found[name] = str(array.device), _Torch(array.device)
+        elif hasattr(array, "__cuda_array_interface__") or hasattr(array, "copy_to_host"):
+            if dispatch.cuda_problem() is not None:
+                raise DeviceError(f"{name} lies on a GPU: {dispatch.cuda_problem()}")
+            found[name] = "cuda", _Cuda(module)
+    if not found:
+        return Home()
+    first, (place, home) = next(iter(found.items()))
+    for name, (other, _) in found.items():
+        if other != place and not {other, place} <= {"cuda", "cuda:0"}:
+            raise DeviceError(
+                f"{name} lies on {other}, {first} on {place}: move them to one device"
+            )
+    return home
