@@ -275,6 +275,7 @@ def _leave(width, threads, k, curvature, row, bias_value, work):
 def _walk(matrix: Matrix, width: int, adagrad: bool) -> Any:
     """The function that takes one row back over its touches."""
     threads = matrix.threads
+    late = threads > 64  # rows fetched ahead would not fit the registers of eight warps
     scale_tile, shrink, update, multiply = (
         matrix.scale, matrix.shrink, matrix.update, matrix.multiply
     )  # fmt: skip
@@ -322,7 +323,8 @@ def _walk(matrix: Matrix, width: int, adagrad: bool) -> Any:
             at, following = turn * room, (turn + 1) % PLANS
             held = _held(credits, work.places, at, t)
             bias_held = _bias_held(bias_credits, work.places, at)
-            x = fetch(log, work, following * room, t)
+            if not late:
+                x = fetch(log, work, following * room, t)
             if adagrad:
                 rate = rate_of(shape.of_users, hyper, log, touches, first, e - per, t)
             scale = plan(
@@ -360,6 +362,8 @@ def _walk(matrix: Matrix, width: int, adagrad: bool) -> Any:
                 for f in range(t, width + 1, threads):
                     work.last[f] *= flush
             half, turn, e = 1 - half, following, e - per
+            if late:
+                x = fetch(log, work, turn * room, t)
             put_batch(shape, hyper, log, touches, first, e, turn, half, width, work, x, rate)
         return bias_value
 
@@ -441,7 +445,7 @@ def roll_back_rows(
 ) -> None:
     """Take rows ``start`` to ``stop - 1`` back over the touches of one stage of a run.
 
-    See the twin in `kernels.cpu`. float32 up to k = 128 and float64 up to 64 are fast, what is
+    See the twin in `kernels.cpu`. float32 up to k = 128 and float64 up to 32 are fast, what is
     beyond or has many negatives leaves its matrices in memory. The first rows start first: let
     them be those of most touches.
     """

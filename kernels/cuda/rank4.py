@@ -31,7 +31,6 @@ _TILES = {  # (width, bytes of a number): rows and columns of a tile, threads ac
     (128, 4): (8, 8, 16),
     (16, 8): (4, 2, 8),
     (32, 8): (4, 4, 8),
-    (64, 8): (4, 8, 8),
 }
 
 

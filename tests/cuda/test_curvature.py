@@ -70,7 +70,7 @@ CASES = {  # the loss, how many negatives, the optimizer, how many factors, in w
     "Adagrad": ("squared", 0, "adagrad", 3, "float32"),
     "Adagrad, two groups": ("bpr", 4, "adagrad", 5, "float64"),
     "two warps": ("squared", 0, "sgd", 40, "float32"),
-    "four warps, float64": ("squared", 0, "sgd", 33, "float64"),
+    "float64 in memory": ("squared", 0, "sgd", 33, "float64"),
     "in memory": ("squared", 0, "sgd", 130, "float32"),
     "in memory, Adagrad": ("logistic", 1, "adagrad", 66, "float64"),
 }

@@ -11,7 +11,7 @@ from fastinfluence.kernels.cuda import curvature, plans
 
 _SHAPE = types.NamedTuple((FLAG, FLAG, *[number] * 4), plans.Shape)
 _FAST = [(np.float32, width) for width in (16, 32, 64, 128)] + [
-    (np.float64, width) for width in (16, 32, 64)
+    (np.float64, width) for width in (16, 32)
 ]
 
 
