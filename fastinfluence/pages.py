@@ -39,7 +39,8 @@ def place(side: Side, device: str) -> Side:
     """Move a side to a device; hand it back as it is where that has not memory enough."""
     memory = dispatch.memory(device)
     if is_placed(side, device):
-        return side
+        held: Side = memory.put(side)  # bounds and order may not be there
+        return held
     if side.rows.nbytes + side.order.nbytes > _SHARE * memory.free_bytes():
         return side
     try:

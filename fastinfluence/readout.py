@@ -50,6 +50,7 @@ def pack_side(
     *,
     dtype: str | None = None,
     n_threads: int = 1,
+    device: str = "cpu",
 ) -> Side:
     """Pack rows, grouped, for the read-out.
 
@@ -66,19 +67,23 @@ def pack_side(
     dtype : {None, "float32", "float64", "bfloat16"}
         Of the packed rows; None keeps that of `factors`.
     n_threads : int
+    device : str
+        The backend that does it, whose memory the rows are then in.
     """
-    element: Any = factors.dtype
+    element: Any = np.dtype(str(factors.dtype).removeprefix("torch."))
     if dtype is not None:
         element = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
     pointers = _read_only(pointers)
-    rows = np.empty(len(sources) * (factors.shape[1] + 1), element)
-    pack_rows = dispatch.kernels("panels").pack_rows
+    pack_rows, memory = dispatch.kernels("panels", device).pack_rows, dispatch.memory(device)
+    rows = memory.empty(len(sources) * (factors.shape[1] + 1), element)
+    there = memory.put((factors, biases, sources, pointers))
 
     def part(start: int, stop: int) -> None:
-        pack_rows(factors, biases, sources, pointers, start, stop, rows)
+        pack_rows(*there, start, stop, rows)
 
+    n_parts = n_threads * _PARTS_PER_THREAD if device == "cpu" else 1
     sizes = np.diff(pointers).astype(np.float64)
-    dispatch.run_parts(part, dispatch.even_parts(sizes, n_threads * _PARTS_PER_THREAD), n_threads)
+    dispatch.run_parts(part, dispatch.even_parts(sizes, n_parts), n_threads)
     # Read-only, as those of the data are: otherwise the kernels are compiled for both kinds.
     return Side(rows, pointers, _read_only(order))
 

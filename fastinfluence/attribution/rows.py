@@ -89,6 +89,7 @@ class RowStore:
         *,
         dtype: str | None = None,
         n_threads: int = 1,
+        device: str = "cpu",
     ) -> RowStore:
         """Sort recorded rows into both orders.
 
@@ -106,13 +107,17 @@ class RowStore:
             raise ParameterError(
                 f"rows of dtype {dtype!r} cannot be stored: use one of {', '.join(ROW_DTYPES)}"
             )
-        if dtype == "bfloat16" and changes[0].rows.dtype != np.float32:
+        if dtype == "bfloat16" and str(changes[0].rows.dtype) not in (
+            "float32",
+            "torch.float32",
+        ):
             raise ParameterError("bfloat16 rows need a model of dtype float32")
         sides = []
         for (rows, biases, places), (pointers, order) in zip(changes, orders, strict=True):
             side = readout.pack_side(
-                rows, biases, places[order], pointers, order, dtype=dtype, n_threads=n_threads
-            )
+                rows, biases, places[order], pointers, order,
+                dtype=dtype, n_threads=n_threads, device=device,
+            )  # fmt: skip
             sides.append(side)
         return cls(*sides)
 

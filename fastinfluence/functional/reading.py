@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
-from fastinfluence.attribution.rows import RowStore, recorded
+from fastinfluence.attribution.rows import Changes, RowStore
 from fastinfluence.errors import DataError
 from fastinfluence.functional.arrays import as_array, as_codes
 from fastinfluence.functional.homes import home_of
@@ -68,14 +68,20 @@ def pack_mf(
         index at each place), which may be saved and memory-mapped one by one.
     """
     u, i = as_codes(users, n_users, "users"), as_codes(items, n_items, "items")
-    if len(u) != len(i) or len(u) != len(rows.biases):
-        raise DataError(f"{len(rows.biases)} rows, {len(u)} users and {len(i)} items do not match")
+    n = int(rows.biases.shape[0])
+    if len(u) != len(i) or len(u) != n:
+        raise DataError(f"{n} rows, {len(u)} users and {len(i)} items do not match")
+    backend = home_of(**rows._asdict()).backend
+    memory, biases = dispatch.memory(backend), np.ascontiguousarray(as_array(rows.biases).T)
+    there = map(as_array if backend == "cpu" else memory.put, (rows.user_rows, rows.item_rows))
+    of_users, of_items = (Changes(*side, np.arange(n)) for side in zip(there, biases, strict=True))
     count_sort = dispatch.kernels("grouping").count_sort
     return RowStore.build(
-        recorded(rows, np.arange(len(u))),
+        (of_users, of_items),
         (count_sort(u, n_users), count_sort(i, n_items)),
         dtype=row_dtype,
         n_threads=dispatch.thread_count(n_threads),
+        device=backend,
     )
 
 
