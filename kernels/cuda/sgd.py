@@ -11,6 +11,8 @@ what bounds the kernel is the time that one window takes, of some 1,000 cycles, 
 windows of a block.
 """
 
+import functools
+
 import numpy as np
 
 from ..errors import DeviceError
@@ -91,61 +93,68 @@ def _in_order(totals, half, lane, total):
     return found
 
 
-@kernel(launch_bounds=_THREADS)
-def stratum_steps(
-    tables, squares, examples, pointers, drawn, hyper, loss, stratum, before, record, log, losses
-):
-    """The steps of a stratum, a block of threads for each of its blocks.
+@functools.cache
+def steps_of(squared, adagrad, most):
+    """Kernel of the steps of a stratum, at most so many threads for each of its blocks.
 
-    The tables hold keys that fall from window to window and rise from step to step: what is left
-    of an earlier window is greater than any key of this one.
+    Training without Adagrad, with one candidate, takes no registers for what it does not do.
     """
-    claims = cuda.shared.array(_CLAIMS, np.int32)
-    firsts = cuda.shared.array(2, np.int32)  # steps to make, of even and of odd windows
-    totals = cuda.shared.array(_WIDTH, np.float64)
-    numbers = cuda.shared.array(0, tables.user_factors.dtype)
-    half, lane, mask = _half_warp()
-    width, n_candidates = cuda.blockDim.x // LANES, drawn.shape[1] + 1
-    scores = numbers[half * n_candidates : (half + 1) * n_candidates]
-    slopes = numbers[(width + half) * n_candidates : (width + half + 1) * n_candidates]
-    for n in range(cuda.threadIdx.x, _CLAIMS, cuda.blockDim.x):
-        claims[n] = _LATEST
-    if cuda.threadIdx.x < 2:
-        firsts[cuda.threadIdx.x] = width
-    cuda.syncthreads()
 
-    number = stratum * cuda.gridDim.x + cuda.blockIdx.x
-    at, stop = pointers[number], pointers[number + 1]
-    key, odd = np.int32(_LATEST - width + half), 0
-    total = 0.0
-    _take(claims, key, examples, drawn, at + half, stop, before, lane)
-    cuda.syncthreads()
-    while at < stop:
-        t = at + half
-        if not _is_free(claims, key, examples, drawn, t, stop, before, lane):
-            cuda.atomic.min(firsts, odd, half)
-        if cuda.threadIdx.x == 0:
-            firsts[1 - odd] = width
+    @kernel(launch_bounds=most)
+    def stratum_steps(
+        tables, squares, examples, pointers, drawn, hyper, loss, stratum, before, record, log,
+        losses,
+    ):  # fmt: skip
+        # The tables hold keys that fall from window to window and rise from step to step: what
+        # is left of an earlier window is greater than any key of this one.
+        claims = cuda.shared.array(_CLAIMS, np.int32)
+        firsts = cuda.shared.array(2, np.int32)  # steps to make, of even and of odd windows
+        totals = cuda.shared.array(_WIDTH, np.float64)
+        numbers = cuda.shared.array(0, tables.user_factors.dtype)
+        half, lane, mask = _half_warp()
+        width, n_candidates = cuda.blockDim.x // LANES, drawn.shape[1] + 1
+        scores = numbers[half * n_candidates : (half + 1) * n_candidates]
+        slopes = numbers[(width + half) * n_candidates : (width + half + 1) * n_candidates]
+        for n in range(cuda.threadIdx.x, _CLAIMS, cuda.blockDim.x):
+            claims[n] = _LATEST
+        if cuda.threadIdx.x < 2:
+            firsts[cuda.threadIdx.x] = width
         cuda.syncthreads()
-        first = firsts[odd]
-        if half < first and t < stop and examples.weights[t] != 0:
-            if loss == SQUARED:
-                cost = squared_step(
-                    tables, squares, examples, hyper, t, examples.users[t], examples.items[t],
-                    record, log, lane, mask,
-                )  # fmt: skip
-                total += cost if lane == 0 else 0.0
-            else:
-                total += sampled_step(
-                    tables, squares, examples, drawn, hyper, loss, t, before, record, log, scores,
-                    slopes, lane, mask,
-                )  # fmt: skip
-        at, odd, key = at + first, 1 - odd, np.int32(key - width)
+
+        number = stratum * cuda.gridDim.x + cuda.blockIdx.x
+        at, stop = pointers[number], pointers[number + 1]
+        key, odd = np.int32(_LATEST - width + half), 0
+        total = 0.0
         _take(claims, key, examples, drawn, at + half, stop, before, lane)
         cuda.syncthreads()
-    total = _in_order(totals, half, lane, tree_sum(mask, total))
-    if cuda.threadIdx.x == 0:
-        losses[number] = total
+        while at < stop:
+            t = at + half
+            if not _is_free(claims, key, examples, drawn, t, stop, before, lane):
+                cuda.atomic.min(firsts, odd, half)
+            if cuda.threadIdx.x == 0:
+                firsts[1 - odd] = width
+            cuda.syncthreads()
+            first = firsts[odd]
+            if half < first and t < stop and examples.weights[t] != 0:
+                if squared:
+                    cost = squared_step(
+                        adagrad, tables, squares, examples, hyper, t, examples.users[t],
+                        examples.items[t], record, log, lane, mask,
+                    )  # fmt: skip
+                    total += cost if lane == 0 else 0.0
+                else:
+                    total += sampled_step(
+                        adagrad, tables, squares, examples, drawn, hyper, loss, t, before, record,
+                        log, scores, slopes, lane, mask,
+                    )  # fmt: skip
+            at, odd, key = at + first, 1 - odd, np.int32(key - width)
+            _take(claims, key, examples, drawn, at + half, stop, before, lane)
+            cuda.syncthreads()
+        total = _in_order(totals, half, lane, tree_sum(mask, total))
+        if cuda.threadIdx.x == 0:
+            losses[number] = total
+
+    return stratum_steps
 
 
 def sgd_epoch(
@@ -163,7 +172,9 @@ def sgd_epoch(
     """
     dtype, k = tables.user_factors.dtype, tables.user_factors.shape[1]
     n_groups = sampler.pool_pointers.shape[0] - 1
-    threads, shared = _shape(sampler.n_negatives if loss != SQUARED else 0, dtype)
+    most = most_threads(squares is not None, dtype)
+    threads, shared = shape(sampler.n_negatives if loss != SQUARED else 0, dtype, most)
+    steps = steps_of(loss == SQUARED, squares is not None, most)
     drawn, before = _drawn(examples, pointers, sampler, loss, epoch, strata, n_groups)
     none, no_row, nowhere = (memory.empty(s, dtype) for s in ((0,), (0, k), (0, 2)))
     squares = squares or Tables(no_row, no_row, none, none)
@@ -174,18 +185,22 @@ def sgd_epoch(
     losses = memory.zeros(n_groups * n_groups, np.float64)
     for stratum in range(*strata):
         launch(
-            stratum_steps, n_groups, threads, tables, squares, examples, pointers, drawn, hyper,
-            loss, stratum, before, record, log, losses, shared=shared,
-            wait=stratum + 1 == strata[1],
+            steps, n_groups, threads, tables, squares, examples, pointers, drawn, hyper, loss,
+            stratum, before, record, log, losses, shared=shared, wait=stratum + 1 == strata[1],
         )  # fmt: skip
     return _total(losses)
 
 
-def _shape(n_negatives, dtype):
+def most_threads(adagrad, dtype):
+    """Threads of a block whose steps stay in registers."""
+    return _THREADS // 2 if adagrad or np.dtype(dtype).itemsize == 8 else _THREADS
+
+
+def shape(n_negatives, dtype, most=_THREADS):
     """Threads of a block, and the bytes for the scores and slopes of their candidates."""
     size = 2 * (n_negatives + 1) * np.dtype(dtype).itemsize
     # Whole warps, or else the exchanges of the last would wait for lanes that are not there.
-    warps = min(_THREADS // 32, _SHARED // (2 * size))
+    warps = min(most // 32, _SHARED // (2 * size))
     if warps == 0:
         raise DeviceError(
             f"{n_negatives} negatives of a step do not fit the shared memory of a GPU: train on "
@@ -256,7 +271,7 @@ def mean_loss(tables, examples, sampler, hyper, loss):
     if loss != SQUARED:
         drawn = memory.empty((n, sampler.n_negatives), np.int32)
         draw_dealt(examples, sampler, 0xFFFFFFFF, drawn)
-    threads, shared = _shape(drawn.shape[1], tables.user_factors.dtype)
+    threads, shared = shape(drawn.shape[1], tables.user_factors.dtype)
     blocks = min(-(-n * LANES // threads), 4 * processors())
     totals, weights = (memory.zeros(max(blocks, 1), np.float64) for _ in range(2))
     arguments = tables, examples, drawn, hyper, loss, totals, weights

@@ -111,7 +111,7 @@ def _log_candidate(log, slot, c, item, numbers):
 
 
 @inner_kernel
-def squared_step(tables, squares, examples, hyper, t, user, item, record, log, lane, mask):
+def squared_step(adagrad, tables, squares, examples, hyper, t, user, item, record, log, lane, mask):
     """One step of the squared loss; returns the weighted loss before it."""
     weight, value = examples.weights[t], examples.values[t]
     b_u, b_i = tables.user_biases[user], tables.item_biases[item]
@@ -135,7 +135,7 @@ def squared_step(tables, squares, examples, hyper, t, user, item, record, log, l
         if record.biases.shape[0] > 0:
             record.biases[t, 0] += change_u
             record.biases[t, 1] += change_i
-    if squares.user_biases.shape[0] == 0:
+    if not adagrad:
         _move_pair(tables, hyper, t, user, item, push, shrink, record, lane)
     else:
         _move_pair_adagrad(tables, squares, hyper, t, user, item, push, shrink, record, lane)
@@ -245,8 +245,8 @@ def sampled_losses(
 
 @inner_kernel
 def sampled_step(
-    tables, squares, examples, drawn, hyper, loss, t, before, record, log, scores, slopes, lane,
-    mask,
+    adagrad, tables, squares, examples, drawn, hyper, loss, t, before, record, log, scores, slopes,
+    lane, mask,
 ):  # fmt: skip
     """One step of a loss with negatives; returns the lane's part of the weighted loss."""
     user, weight = examples.users[t], examples.weights[t]
@@ -268,10 +268,10 @@ def sampled_step(
         )  # fmt: skip
     for start in range(0, tables.user_factors.shape[1], _CHUNK):
         _move_chunk(
-            tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink, record,
-            slopes, start, lane,
+            adagrad, tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink,
+            record, slopes, start, lane,
         )  # fmt: skip
-    if slot >= 0 and squares.user_biases.shape[0] > 0:
+    if adagrad and slot >= 0:
         cuda.syncwarp(mask)
         of_user, of_item = squares.user_factors, squares.item_factors
         _log_squares(log.user_squares, slot, of_user, squares.user_biases, user, lane)
@@ -327,14 +327,14 @@ def _move_biases(
 
 @inner_kernel
 def _move_chunk(
-    tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink, record, slopes,
-    start, lane,
+    adagrad, tables, squares, examples, drawn, hyper, t, before, n_negatives, shrink, record,
+    slopes, start, lane,
 ):  # fmt: skip
     """Move a chunk of the rows of a step, the candidates' first, all from the old user's row."""
     p, q = tables.user_factors, tables.item_factors
     user, weight, rate = examples.users[t], examples.weights[t], hyper.learning_rate
     keep = type(rate)(1) - product(rate, shrink)
-    adagrad, recorded = squares.user_biases.shape[0] > 0, record.user_rows.shape[0] > 0
+    recorded = record.user_rows.shape[0] > 0
     x, z = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
     pull = cuda.local.array(_VECTORS, p.dtype)
     _load(p, user, start, lane, x)

@@ -50,9 +50,7 @@ def test_walks_back_the_same_steps(loss):
     for device in ("cpu", "cuda"):
         seen.append([])
         for stage in backward(trajectory, memory_budget=2**20, device=device):
-            log = [
-                np.array(part.copy_to_host() if device == "cuda" else part) for part in stage.log
-            ]
+            log = memory_of(device).fetch(stage.log)
             assert isinstance(stage.slots, np.ndarray)
             np.testing.assert_array_equal(log[0], stage.slots)
             seen[-1].append([stage.epoch, stage.start, stage.stop, *(a.tobytes() for a in log)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from toolchain import Compiled
 from typed import array, matrix, number, structure
@@ -20,7 +22,12 @@ def compiled() -> list[Compiled]:
             structure("Record", dtype), structure("Log", dtype), sums,
         )  # fmt: skip
         losses = (tables, examples, drawn, hyper, number, sums, sums)
-        threads, shared = sgd._shape(4, np.dtype(dtype))
-        found.append(Compiled(sgd.stratum_steps, steps, threads, shared, dtype))
+        for squared, adagrad in itertools.product((True, False), repeat=2):
+            most = sgd.most_threads(adagrad, np.dtype(dtype))
+            kernel = sgd.steps_of(squared, adagrad, most)
+            threads, shared = sgd.shape(0 if squared else 4, np.dtype(dtype), most)
+            note = f"{dtype}, squared={squared}, adagrad={adagrad}"
+            found.append(Compiled(kernel, steps, threads, shared, note))
+        threads, shared = sgd.shape(4, np.dtype(dtype))
         found.append(Compiled(sgd.example_losses, losses, threads, shared, dtype))
     return found
