@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
+from fastinfluence.functional.homes import is_tensor
 from fastinfluence.kernels.structures import Tables
 
 __all__ = ["as_array", "as_codes", "as_tables", "as_vector"]
@@ -18,7 +19,7 @@ Array = npt.NDArray[Any]
 
 def as_array(given: Any) -> Array:
     """As a numpy array, sharing memory wherever the other side allows it; copied from a GPU."""
-    if type(given).__module__.partition(".")[0] == "torch" and given.device.type != "cpu":
+    if is_tensor(given) and given.device.type != "cpu":
         given = given.detach().cpu()
     elif hasattr(given, "copy_to_host"):
         return dispatch.memory("cuda").fetch(given)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.errors import DeviceError
 
-__all__ = ["Home", "home_of"]
+__all__ = ["Home", "home_of", "is_tensor"]
+
+
+def is_tensor(array: Any) -> bool:
+    """Whether something is a tensor of torch, which is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
 
 
 class Home:
@@ -83,7 +90,7 @@ def home_of(**given: Any) -> Home:
     found: dict[str, tuple[str, Home]] = {}
     for name, array in given.items():
         module = type(array).__module__.partition(".")[0]
-        if module == "torch":
+        if is_tensor(array):
             found[name] = str(array.device), _Torch(array.device)
         elif hasattr(array, "__cuda_array_interface__") or hasattr(array, "copy_to_host"):
             if dispatch.cuda_problem() is not None:

@@ -165,13 +165,13 @@ def influence_mf(
     if k is not None:
         readout.check_k(k)
     threads = dispatch.thread_count(n_threads)
-    tables = tables_of(user_factors, item_factors, user_biases, item_biases)
-    program = program_of(users, items, values, tables, mean, regularization, loss, sample_weight)
-    kind = UnbiasedEndpoint if user_biases is None else Endpoint
     home = home_of(
         user_factors=user_factors, item_factors=item_factors, user_biases=user_biases,
         item_biases=item_biases,
     )  # fmt: skip
+    tables = tables_of(user_factors, item_factors, user_biases, item_biases)
+    program = program_of(users, items, values, tables, mean, regularization, loss, sample_weight)
+    kind = UnbiasedEndpoint if user_biases is None else Endpoint
     endpoint = kind(program, tables, n_threads=threads, device=home.backend)
     queries = as_pairs(query_users, query_items, tables, "query ")
     n = len(queries[0])
