@@ -18,6 +18,7 @@ PAGES = [
         ROOT / "docs" / f"{name}.md"
         for name in (
             "cross-loss",
+            "devices",
             "explaining",
             "faithfulness",
             "functional",

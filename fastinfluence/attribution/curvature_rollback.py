@@ -62,7 +62,8 @@ class CurvatureRollback(RowAttribution):
         are used as they are.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu", "cuda"}, default "auto"
+    device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
+        With torch only the read-out is done there, the walk on the CPU.
     show_progress : bool, optional
 
     Raises
@@ -96,7 +97,7 @@ class CurvatureRollback(RowAttribution):
 
     name = "curvature-rollback"
     units = "effect"
-    served = ("cpu", "cuda")
+    served = ("cpu", "cuda", "torch")
 
     def __init__(
         self,
@@ -120,7 +121,8 @@ class CurvatureRollback(RowAttribution):
             meta["rows"] = [zlib.crc32(codes.tobytes()) for codes in held]
 
         def changes() -> tuple[Changes, Changes]:
-            return _roll_back(model.trajectory_, held, self._n_threads, show_progress, self._device)
+            device = "cuda" if self._device == "cuda" else "cpu"
+            return _roll_back(model.trajectory_, held, self._n_threads, show_progress, device)
 
         self._rows = RowStore.obtain(
             model.trajectory_,

@@ -40,7 +40,8 @@ class Attribution(ABC):
         Fitted.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"}, default "auto"
+    device : str, default "auto"
+        See `fastinfluence.dispatch.choose`; each method says which it has kernels for.
     """
 
     name: str
