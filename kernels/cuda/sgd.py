@@ -100,7 +100,8 @@ def steps_of(squared, adagrad, most):
     Training without Adagrad, with one candidate, takes no registers for what it does not do.
     """
 
-    @kernel(launch_bounds=most)
+    # With "one block" said, ptxas does not spill to make room for several.
+    @kernel(launch_bounds=(most, 1))
     def stratum_steps(
         tables, squares, examples, pointers, drawn, hyper, loss, stratum, before, record, log,
         losses,
