@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
+from fastinfluence.errors import DeviceMemoryError
 from fastinfluence.progress import progress
 
 if TYPE_CHECKING:
@@ -66,15 +67,15 @@ def backward(
     ------
     ReplayMismatch
         Running an epoch again did not lead to the next checkpoint.
+    DeviceMemoryError
+        The device has not memory enough for the log of the smallest part.
     """
     program, memory = trajectory.program.on(device), dispatch.memory(device)
     wanted = program.examples.weights != 0
     if only is not None:
         wanted &= only
-    parts = program.parts(wanted, max(1, memory_budget // program.log_bytes))
+    parts, log = _parts_and_log(program, wanted, memory_budget)
     bounds = [program.visits(part) for part in parts]
-    counts = [int(wanted[start:stop].sum()) for start, stop in bounds]
-    log = program.new_log(max(counts))
     slots = np.empty(len(wanted), np.int32)
     known = sorted(epoch for epoch in trajectory.checkpoints if epoch <= trajectory.n_epochs)
     total = trajectory.n_epochs
@@ -99,6 +100,22 @@ def backward(
                         trajectory.check_reached(program.leave(state), behind)
                     yield Stage(epoch, start, stop, log, slots)
                 bar.update()
+
+
+def _parts_and_log(program: Any, wanted: Visits, budget: int) -> tuple[list[tuple[int, int]], Any]:
+    """Parts of an epoch, and room for the log of any: smaller where a device is short of memory."""
+    parts = program.parts(wanted, max(1, budget // program.log_bytes))
+    most = max(int(wanted[slice(*program.visits(part))].sum()) for part in parts)
+    try:
+        return parts, program.new_log(most)
+    except DeviceMemoryError as error:
+        smaller = most // 2 * program.log_bytes
+        if most < 2 or len(program.parts(wanted, max(1, most // 2))) == len(parts):
+            raise DeviceMemoryError(
+                f"the log of {most:,} steps takes {most * program.log_bytes / 2**20:,.1f} MiB, and "
+                f"it cannot be cut further: use device='cpu' ({error})"
+            ) from error
+    return _parts_and_log(program, wanted, smaller)
 
 
 def fill_slots(slots: npt.NDArray[np.int32], wanted: Visits, start: int, stop: int) -> None:
