@@ -47,7 +47,7 @@ def _load() -> Any:
 
 if SIMULATED:
     _load()
-    from .simulator import Cuda
+    from .simulator import Cuda, Kernel
 
     cuda: Any = Cuda()
 else:
@@ -61,22 +61,11 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     # Without link-time optimisation what is launched is what the tests hand to ptxas.
     flags = {"lto": False, **options}
     if SIMULATED:
-        return cuda.jit(_quiet(function))
+        return Kernel(function)
     try:
         return cuda.jit(function, cache=True, **flags)
     except RuntimeError:  # neither __pycache__ nor the user's cache folder is writable
         return cuda.jit(function, **flags)
-
-
-def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function without numpy's warnings: each simulated thread would give its own."""
-
-    @functools.wraps(function)
-    def quiet(*arguments: Any) -> None:
-        with np.errstate(all="ignore"):
-            function(*arguments)
-
-    return quiet
 
 
 def inner_kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:

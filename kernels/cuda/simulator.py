@@ -1,49 +1,53 @@
-"""What numba-cuda's simulator lacks, or does otherwise than a GPU.
+"""What stands in for CUDA with ``NUMBA_ENABLE_CUDASIM=1``: kernels run as Python.
 
-With ``NUMBA_ENABLE_CUDASIM=1`` kernels run as Python, a thread for each thread of a block. The
-simulator has no warps and rounds `fma` twice. `Cuda` stands in for the module ``numba.cuda``
-in the kernels' files: inside of a kernel it has the exchanges of a warp as well.
+Memory is numba-cuda's simulator's. Its threads are not: it has no warps, rounds `fma` twice, and
+polls the threads of a block. `Cuda` stands in for the module ``numba.cuda`` in the kernels'
+files, `Kernel` for a compiled kernel; see `simulated_blocks` for the threads.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import cuda, types
-from numba.cuda.simulator import kernel as contexts
+from numba.cuda.simulator.kernelapi import FakeCUDAAtomic
 from numba.np.numpy_support import as_dtype
 
-__all__ = ["Cuda", "fma", "load4", "product", "store4"]
+from . import simulated_blocks
+from .simulated_blocks import running
 
-PATIENCE = 30.0
-"""Seconds the lanes of a warp wait for one another: on a GPU they would wait for ever."""
+__all__ = ["Cuda", "Kernel", "fma", "load4", "product", "store4"]
 
-_lock = threading.Lock()
+
+class Kernel:
+    """A kernel: ``kernel[blocks, threads, stream, shared](*arguments)`` runs it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func = function
+
+    def __getitem__(self, configuration: Any) -> Callable[..., None]:
+        blocks, threads, _, shared = configuration
+        blocks, threads = (n if isinstance(n, tuple) else (n,) for n in (blocks, threads))
+        return partial(self._run, blocks, threads, shared)
+
+    def _run(self, blocks: Any, threads: Any, shared: int, *arguments: Any) -> None:
+        simulated_blocks.run(self.py_func, blocks, threads, shared, arguments)
 
 
 def _exchange(mask: int, value: Any) -> tuple[dict[int, Any], int]:
     """Values of all lanes of a mask, by lane, and the number of one's own."""
-    thread: Any = threading.current_thread()
-    manager = thread._manager
-    lane, warp = thread.thread_id % 32, thread.thread_id // 32
-    here = min(32, int(np.prod(manager._block_dim)) - warp * 32)
+    thread = running()
+    warp, lane = divmod(thread.number, 32)
+    here = min(32, thread.block.size - warp * 32)
     mask = int(mask) & (1 << here) - 1
     if not mask >> lane & 1:
         raise RuntimeError(f"lane {lane} takes part in an exchange of the lanes {mask:#x}")
-    with _lock:
-        rooms = manager.__dict__.setdefault("_warps", {})
-        if (warp, mask) not in rooms:
-            rooms[warp, mask] = threading.Barrier(mask.bit_count()), {}
-        barrier, values = rooms[warp, mask]
-    values[lane] = value
-    barrier.wait(PATIENCE)
-    found = dict(values)
-    barrier.wait(PATIENCE)
-    return found, lane
+    met = thread.block.meet(f"warp {warp}, lanes {mask:#x}", value, mask.bit_count())
+    return {other.number % 32: its for other, its in met.items()}, lane
 
 
 def _shuffle(source: Callable[[int, int], int]) -> Callable[..., Any]:
@@ -51,37 +55,78 @@ def _shuffle(source: Callable[[int, int], int]) -> Callable[..., Any]:
         values, lane = _exchange(mask, value)
         return values.get(source(lane, int(number)), value)
 
-    return shuffle
+    return staticmethod(shuffle)
+
+
+def _poisoned(shape: Any, dtype: Any) -> Any:
+    """An array of NaN, or of -1."""
+    kind = np.dtype(as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+    return np.full(int(np.prod(shape)) * kind.itemsize, 0xFF, np.uint8).view(kind).reshape(shape)
+
+
+class _Local:
+    array = staticmethod(_poisoned)
 
 
 class _Shared:
-    """Shared memory of the block: the simulator's refuses to hear of an alignment."""
+    """Shared memory of the block."""
 
-    def array(self, shape: Any, dtype: Any, alignment: int | None = None) -> Any:
-        room = contexts._kernel_context.shared
-        kind = np.dtype(as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+    @staticmethod
+    def array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
+        block = running().block
         if shape == 0:  # dynamic
-            return room.array(0, kind)
+            kind = np.dtype(dtype)
+            return block.dynamic[: block.dynamic.size // kind.itemsize * kind.itemsize].view(kind)
         frame = sys._getframe(1)  # an array is known by the line that asks for it
-        caller = frame.f_code.co_filename, frame.f_lineno
-        with _lock:
-            if caller not in room._allocations:
-                room._allocations[caller] = np.empty(shape, kind)
-            return room._allocations[caller]
-
-
-def _inside() -> bool:
-    """Whether a simulated thread asks: others may copy arrays while a kernel runs."""
-    return hasattr(threading.current_thread(), "_manager")
+        asked = frame.f_code.co_filename, frame.f_lineno
+        if asked not in block.arrays:
+            block.arrays[asked] = _poisoned(shape, dtype)
+        return block.arrays[asked]
 
 
 class Cuda:
-    """``numba.cuda`` outside of simulated kernels, and what a kernel sees of it inside."""
+    """``numba.cuda`` for the host, and what a kernel sees of it."""
 
-    shfl_sync = staticmethod(_shuffle(lambda lane, number: number % 32))
-    shfl_up_sync = staticmethod(_shuffle(lambda lane, number: lane - number))
-    shfl_down_sync = staticmethod(_shuffle(lambda lane, number: lane + number))
-    shfl_xor_sync = staticmethod(_shuffle(lambda lane, number: lane ^ number))
+    atomic, local, shared = FakeCUDAAtomic(), _Local(), _Shared()
+
+    threadIdx = property(lambda self: running().threadIdx)
+    blockIdx = property(lambda self: running().block.blockIdx)
+    blockDim = property(lambda self: running().block.blockDim)
+    gridDim = property(lambda self: running().block.gridDim)
+
+    @staticmethod
+    def grid(n: int) -> Any:
+        thread = running()
+        mine, block, shape = thread.threadIdx, thread.block.blockIdx, thread.block.blockDim
+        places = tuple(getattr(block, a) * getattr(shape, a) + getattr(mine, a) for a in "xyz")
+        return places[0] if n == 1 else places[:n]
+
+    @staticmethod
+    def gridsize(n: int) -> Any:
+        block = running().block
+        sizes = tuple(getattr(block.gridDim, a) * getattr(block.blockDim, a) for a in "xyz")
+        return sizes[0] if n == 1 else sizes[:n]
+
+    @staticmethod
+    def syncthreads() -> None:
+        running().block.meet("block", None)
+
+    @staticmethod
+    def syncthreads_count(predicate: Any) -> int:
+        return sum(map(bool, running().block.meet("block", predicate).values()))
+
+    @staticmethod
+    def syncthreads_and(predicate: Any) -> int:
+        return int(all(running().block.meet("block", predicate).values()))
+
+    @staticmethod
+    def syncthreads_or(predicate: Any) -> int:
+        return int(any(running().block.meet("block", predicate).values()))
+
+    shfl_sync = _shuffle(lambda lane, number: number % 32)
+    shfl_up_sync = _shuffle(lambda lane, number: lane - number)
+    shfl_down_sync = _shuffle(lambda lane, number: lane + number)
+    shfl_xor_sync = _shuffle(lambda lane, number: lane ^ number)
 
     @staticmethod
     def ballot_sync(mask: int, predicate: Any) -> Any:
@@ -113,19 +158,21 @@ class Cuda:
     def popc(value: Any) -> int:
         return int(value).bit_count()
 
-    @property
-    def shared(self) -> Any:
-        return _Shared() if _inside() else cuda.shared
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(contexts._kernel_context if _inside() else cuda, name)
+        return getattr(cuda, name)
 
 
 def fma(x: Any, y: Any, z: Any) -> Any:
-    """``x * y + z`` of float32 rounded once, as far as float64 tells; of float64 as it is."""
+    """``x * y + z`` rounded once; of float32 as far as float64 tells."""
     if isinstance(x, np.float32):
         return np.float32(np.float64(x) * np.float64(y) + np.float64(z))
-    return x * y + z
+    try:
+        (a, b), (c, d), (e, f) = (number.as_integer_ratio() for number in (x, y, z))
+        total = a * c * f + e * b * d
+        # Python rounds the quotient of two whole numbers once.
+        return np.float64(total / (b * d * f)) if total else x * y + z
+    except (OverflowError, ValueError):  # infinite, or not a number
+        return x * y + z
 
 
 def product(x: Any, y: Any) -> Any:

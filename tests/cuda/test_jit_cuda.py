@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from backends import SIMULATED
@@ -85,10 +87,12 @@ def test_one_rounding_or_two(dtype):
     out = memory.put(np.full(128, np.nan, dtype))
     jit.launch(arithmetic, 1, 32, *map(memory.put, (x, y, z)), out)
     out = memory.fetch(out)
-    if dtype == np.float32:
-        exact = (x.astype(float) * y + z).astype(dtype)
-        assert exact.any()
-        assert out[:32].tolist() == exact.tolist()
+    exact = [
+        dtype(float(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))))
+        for a, b, c in zip(x, y, z, strict=True)
+    ]
+    assert any(exact)
+    assert out[:32].tolist() == exact
     assert (out[32:64] == 0).all()
     for half in (0, 16):
         sums = x[half : half + 16]
@@ -96,6 +100,53 @@ def test_one_rounding_or_two(dtype):
             sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
         assert (out[64 + half : 80 + half] == sums[0]).all()
     assert (out[96:].reshape(8, 4) == x.reshape(8, 4)[:, ::-1]).all()
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the simulator's own arithmetic")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_not_finite_or_zero_is_as_ieee_says(dtype):
+    """Beside: what overflows, and what only the product overflows."""
+    most, least = np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
+    cases = [
+        (np.inf, 2, 1, np.inf), (np.inf, 0, 1, np.nan), (np.nan, 1, 1, np.nan),
+        (1, 1, -np.inf, -np.inf),
+        (0, -1, -0.0, -0.0), (0, 1, -0.0, 0.0), (2, 3, -6, 0.0), (most, 2, 0, np.inf),
+        (most, 2, -most, most), (least, 0.5, least, 2 * least), (-least, 0.25, 0, -0.0),
+    ]  # fmt: skip
+    with np.errstate(all="ignore"):
+        for x, y, z, right in cases:
+            found = simd.fma(dtype(x), dtype(y), dtype(z))
+            assert found.dtype == dtype
+            assert found.tobytes() == dtype(right).tobytes() or np.isnan([found, right]).all()
+
+
+@jit.kernel
+def counted(x, out):
+    t = cuda.threadIdx.x + 4 * cuda.threadIdx.y
+    if x[t] < 0:
+        return
+    out[0, t] = cuda.syncthreads_count(x[t] > 1)
+    out[1, t] = cuda.syncthreads_and(x[t] > 0)
+    out[2, t] = cuda.syncthreads_or(x[t] > 8)
+
+
+def test_threads_that_have_ended_are_not_waited_for():
+    x, out = np.array([0, 1, 2, 3, -1, 5, -1, 7]), memory.put(np.full((3, 8), -1))
+    jit.launch(counted, 1, (4, 2), memory.put(x), out)
+    assert memory.fetch(out).tolist() == [[-1 if v < 0 else n for v in x] for n in (4, 0, 0)]
+
+
+@jit.kernel
+def places(out):
+    x, y = cuda.grid(2)
+    width, height = cuda.gridsize(2)
+    out[x, y] = width * 1000 + height * 100 + cuda.blockIdx.y * 10 + cuda.threadIdx.y
+
+
+def test_blocks_of_two_dimensions():
+    out = memory.put(np.full((6, 4), -1))
+    jit.launch(places, (2, 2), (3, 2), out)
+    assert memory.fetch(out).tolist() == [[6400, 6401, 6410, 6411]] * 6
 
 
 @jit.kernel
@@ -217,6 +268,55 @@ def test_lanes_outside_their_own_mask_are_told():
 
     with pytest.raises(RuntimeError, match="takes part in an exchange of the lanes 0xf"):
         jit.launch(wrong, 1, 8, memory.zeros(8, np.int64))
+
+
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU these threads wait for ever")
+def test_threads_that_wait_in_vain_are_told():
+    @jit.kernel
+    def divided(out):
+        if cuda.threadIdx.x < 3:
+            cuda.syncthreads()
+        else:
+            cuda.syncwarp()
+        out[cuda.threadIdx.x] = 1
+
+    out = memory.zeros(8, np.int64)
+    with pytest.raises(RuntimeError, match=r"do not come: 3 \(block\), 5 \(warp 0, lanes 0xff\)"):
+        jit.launch(divided, 1, 8, out)
+    assert not memory.fetch(out).any()
+
+
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU nothing is raised")
+def test_a_thread_that_fails_ends_its_block_and_is_named():
+    @jit.kernel
+    def failing(out):
+        out[0, cuda.blockIdx.x] += 1
+        if cuda.grid(1) == 6:
+            out[9, 9] = 0
+        cuda.syncthreads()
+        out[1, cuda.blockIdx.x] += 1
+
+    out = memory.zeros((2, 3), np.int64)
+    with pytest.raises(IndexError, match="out of bounds") as caught:
+        jit.launch(failing, 3, 4, out)
+    thread, block = "{'x': 2, 'y': 0, 'z': 0}", "{'x': 1, 'y': 0, 'z': 0}"
+    assert caught.value.__notes__ == [f"in thread {thread} of block {block}"]
+    assert memory.fetch(out).tolist() == [[4, 3, 0], [4, 0, 0]]
+    jit.launch(places, (2, 2), (3, 2), memory.put(np.full((6, 4), -1)))  # and others go on
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the simulator's own check")
+def test_memory_of_a_block_holds_nothing_to_begin_with():
+    @jit.kernel
+    def read(out):
+        shared = cuda.shared.array(2, np.float64)
+        mine = cuda.local.array(2, np.float32)
+        out[0], out[1] = shared[1], mine[1]
+        shared[1] = 1
+
+    out = memory.zeros(2, np.float64)
+    jit.launch(read, 2, 1, out)
+    assert np.isnan(memory.fetch(out)).all()
 
 
 def test_errors_in_python_are_passed_on():
