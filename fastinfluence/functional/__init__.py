@@ -12,9 +12,9 @@ factorization whose score is ``mean + b_u + b_i + p_u . q_i``:
 
 Users and items are codes: integers from 0. Arrays may be numpy arrays (read-only and
 memory-mapped ones too, wherever they are only read) or anything with ``__array__`` or
-``__dlpack__`` in CPU memory, such as torch tensors, which share their memory. Tables, and rows, that
-lie on a GPU (torch tensors, or anything with ``__cuda_array_interface__``) are worked with there. What
-is returned is of the kind that was given: tensors for tensors, on the same device.
+``__dlpack__`` in CPU memory, such as torch tensors, which share their memory. Tables, and rows,
+that lie on a GPU (torch tensors, or anything with ``__cuda_array_interface__``) are worked with
+there. What is returned is of the kind that was given: tensors for tensors, on the same device.
 """
 
 from __future__ import annotations

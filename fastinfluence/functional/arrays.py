@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError
-from fastinfluence.functional.homes import is_tensor
+from fastinfluence.functional.homes import is_tensor, taken_over
 from fastinfluence.kernels.structures import Tables
 
 __all__ = ["as_array", "as_codes", "as_tables", "as_vector"]
@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 
 def as_array(given: Any) -> Array:
     """As a numpy array, sharing memory wherever the other side allows it; copied from a GPU."""
+    given = taken_over(given)
     if is_tensor(given) and given.device.type != "cpu":
         given = given.detach().cpu()
     elif hasattr(given, "copy_to_host"):
@@ -69,8 +70,11 @@ def as_tables(
     backend: str = "cpu",
 ) -> Tables:
     """As tables that fit together, where the kernels of a backend look for them."""
-    read = as_array if backend == "cpu" else dispatch.memory(backend).put
-    tables = Tables(*map(read, (user_factors, item_factors, user_biases, item_biases)))
+    given = user_factors, item_factors, user_biases, item_biases
+    if backend == "cpu":
+        tables = Tables(*map(as_array, given))
+    else:
+        tables = Tables(*dispatch.memory(backend).put(tuple(map(taken_over, given))))
     p, q, b, c = tables
     shapes = " ".join(str(table.shape) for table in tables)
     if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:

@@ -10,13 +10,37 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.errors import DeviceError
 
-__all__ = ["Home", "home_of", "is_tensor"]
+__all__ = ["Home", "home_of", "is_tensor", "taken_over"]
+
+_IN_CPU_MEMORY = (1, 3)  # device types of DLPack: CPU, pinned for CUDA
 
 
 def is_tensor(array: Any) -> bool:
     """Whether something is a tensor of torch, which is not imported to find out."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def taken_over(array: Any) -> Any:
+    """Hand an array back; as a tensor if it lies on a device and knows DLPack only.
+
+    Raises
+    ------
+    DeviceError
+        torch is not installed.
+    """
+    if is_tensor(array) or not hasattr(array, "__dlpack_device__"):
+        return array
+    if hasattr(array, "__cuda_array_interface__") or array.__dlpack_device__()[0] in _IN_CPU_MEMORY:
+        return array
+    try:
+        import torch
+    except ImportError as error:
+        raise DeviceError(
+            f"{type(array).__name__} lies on a device (DLPack type {array.__dlpack_device__()[0]}) "
+            "and can be taken over by torch only: pip install 'fastinfluence[torch]'"
+        ) from error
+    return torch.from_dlpack(array)
 
 
 class Home:
@@ -89,6 +113,7 @@ def home_of(**given: Any) -> Home:
     """
     found: dict[str, tuple[str, Home]] = {}
     for name, array in given.items():
+        array = taken_over(array)
         module = type(array).__module__.partition(".")[0]
         if is_tensor(array):
             found[name] = str(array.device), _Torch(array.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,3 +108,27 @@ def test_nothing_trains_on_other_devices_of_torch(problem, monkeypatch):
     monkeypatch.setattr("fastinfluence.functional.training.home_of", lambda **_: there)
     with pytest.raises(DeviceError, match="no kernels that train on mps"):
         F.sgd_mf(users, items, values, *tables)
+
+
+class OnlyDlpack:
+    """An array on a device that knows no other protocol."""
+
+    def __init__(self, tensor, kind=2):
+        self.tensor, self.kind = tensor, kind
+
+    def __dlpack__(self, **options):
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+def test_arrays_on_a_device_that_know_dlpack_only(monkeypatch):
+    tensor = torch.arange(3.0)
+    monkeypatch.setattr(torch, "from_dlpack", lambda array: array.tensor)
+    assert homes.taken_over(OnlyDlpack(tensor)) is tensor
+    in_cpu_memory = OnlyDlpack(tensor, kind=1)
+    assert homes.taken_over(in_cpu_memory) is in_cpu_memory
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(DeviceError, match=r"DLPack type 2.*fastinfluence\[torch\]"):
+        homes.taken_over(OnlyDlpack(np.zeros(3)))
