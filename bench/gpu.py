@@ -3,11 +3,11 @@
     python bench/gpu.py [--data FOLDER] [--only NAME ...] [--smoke] [--json FILE]
 
 Each case is checked against the same kernel on the CPU, then timed: compiled and run once
-beforehand, the second-level cache emptied before every run, the median of the runs by events of
-the GPU. Bytes and operations are counted, not measured; their rates are shares of what a copy and a
-matrix product reach on this card in the same process. Beside it stand the same kernel on one
-thread of the CPU, and the same work written in plain torch on the same card, where torch is
-installed.
+beforehand, the second-level cache emptied before every run, the median of the runs from the call
+until the card is idle. Bytes and operations are counted, not measured; their rates are shares of
+what a copy and a matrix product reach on this card in the same process. Beside it stand the same
+kernel on one thread of the CPU, and the same work written in plain torch on the same card, where
+torch is installed; its result is checked, too.
 
 `--smoke` runs everything once on tiny data: with NUMBA_ENABLE_CUDASIM=1 on a machine without a
 GPU too, where the times mean nothing.
@@ -16,23 +16,23 @@ GPU too, where the times mean nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 os.environ.pop("OPENBLAS_CORETYPE", None)
 os.environ.pop("OPENBLAS_L2_SIZE", None)
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import gpu_ceilings
-from gpu_cases import MODULES, Case
+import numpy as np
+from gpu_cases import MODULES, Case, Results
 
 from fastinfluence import dispatch
 from fastinfluence.kernels.cuda.jit import SIMULATED
@@ -53,8 +53,16 @@ class Row:
     cpu_seconds: float | None
     torch_seconds: float | None
     error: float
+    torch_error: float | None
     tolerance: float
+    torch_tolerance: float
     note: str = field(default="")
+
+    @property
+    def right(self) -> bool:
+        """Whether our result, and torch's, are the CPU's."""
+        of_torch = self.torch_error is None or self.torch_error <= self.torch_tolerance
+        return self.error <= self.tolerance and of_torch
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -93,53 +101,74 @@ def main() -> None:
     for case in cases(asked.smoke, asked.only):
         rows.append(measured(case, ceilings, 1 if asked.smoke else asked.rounds))
         print("| " + " | ".join(rows[-1].cells()) + " |", flush=True)
+    print("".join(f"\n{row.case}: {row.note}." for row in rows if row.note))
     if asked.json:
         found = {"ceilings": asdict(ceilings), "cases": [asdict(row) for row in rows]}
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    wrong = [row.case for row in rows if not row.error <= row.tolerance]
+    wrong = [row.case for row in rows if not row.right]
     if wrong:
-        raise SystemExit(f"beyond their tolerance: {', '.join(wrong)}")
+        raise SystemExit(f"beyond their tolerance, ours or torch's: {', '.join(wrong)}")
 
 
 def cases(smoke: bool, only: list[str] | None) -> Iterator[Case]:
     """Cases one after the other, each made when it is its turn: they fill the memory."""
     for module in only or MODULES:
         yield from importlib.import_module(f"gpu_cases.{module}").cases(smoke)
+        gc.collect()
 
 
 def measured(case: Case, ceilings: gpu_ceilings.Ceilings, rounds: int) -> Row:
     """Check a case and time it."""
+    case.before()
     case.run()
-    error = case.error()
-    seconds = gpu_ceilings.seconds_of(case.run, rounds)
+    error = difference(case.found(), case.expected)
+    seconds = gpu_ceilings.seconds_of(case.run, rounds, case.before)
+    torch_seconds, torch_error = None, None
+    if case.torch is not None:
+        torch_error = difference(case.torch(), case.expected)
+        torch_seconds = gpu_ceilings.seconds_of(case.torch, rounds)
     needed = (
         case.n_bytes / ceilings.copy if case.bound == "bytes" else case.n_flops / ceilings.sgemm
     )
     return Row(
-        case.name,
-        seconds,
-        case.n_bytes,
-        case.n_flops,
-        needed / seconds,
-        case.bound,
-        _cpu_seconds(case.cpu, rounds),
-        None if case.torch is None else gpu_ceilings.torch_seconds_of(case.torch, rounds),
-        error,
-        case.tolerance,
-        case.note,
+        case=case.name,
+        seconds=seconds,
+        n_bytes=case.n_bytes,
+        n_flops=case.n_flops,
+        share=needed / seconds,
+        bound=case.bound,
+        cpu_seconds=_cpu_seconds(case),
+        torch_seconds=torch_seconds,
+        error=error,
+        torch_error=torch_error,
+        tolerance=case.tolerance,
+        torch_tolerance=case.torch_tolerance,
+        note=case.note,
     )
 
 
-def _cpu_seconds(function: Callable[[], Any] | None, rounds: int) -> float | None:
-    if function is None:
+def difference(found: Results, expected: Results) -> float:
+    """Greatest difference, relative to the largest number of its array; NaN if one is no number."""
+    worst = [0.0]
+    for mine, right in zip(found, expected, strict=True):
+        mine = mine.cpu().numpy() if hasattr(mine, "cpu") else np.asarray(mine)
+        if mine.shape != right.shape:
+            raise SystemExit(f"a result of shape {mine.shape} where {right.shape} was expected")
+        finite = np.isfinite(right)  # empty places of lists are not
+        if not np.array_equal(mine[~finite], right[~finite], equal_nan=True):
+            return float("nan")
+        largest = np.abs(right[finite]).max(initial=0) or 1
+        worst.append(np.abs(mine[finite] - right[finite]).max(initial=0) / largest)
+    return float(np.max(worst))
+
+
+def _cpu_seconds(case: Case) -> float | None:
+    """Seconds of the CPU: once, as it was compiled for what is expected."""
+    if case.cpu is None:
         return None
-    function()
-    times = []
-    for _ in range(min(rounds, 3)):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    start = time.perf_counter()
+    case.cpu()
+    return (time.perf_counter() - start) / case.cpu_share
 
 
 def _ratio(others: float | None, ours: float) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 
 from fastinfluence.kernels.cuda import jit, memory
 
-__all__ = ["Ceilings", "as_text", "measure", "seconds_of", "torch_device", "torch_seconds_of"]
+__all__ = ["Ceilings", "as_text", "measure", "seconds_of", "torch_device"]
 
 _FLUSHED = 512 * 2**20  # bytes: several times the second-level cache of any card so far
+_ENOUGH = 10.0  # seconds: no more rounds behind them
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Ceilings:
 
 
 def measure(smoke: bool) -> Ceilings:
-    """Copy within the card's memory, and multiply matrices by torch; without it by 0."""
-    size = 2**16 if smoke else 2**30
+    """Copy within the card's memory, and multiply matrices by torch; NaN without it."""
+    size = 2**16 if smoke else 2**31
     source, target = memory.zeros(size // 4, np.float32), memory.empty(size // 4, np.float32)
     copy = 2 * size / seconds_of(lambda: memory.store(target, source), 1 if smoke else 9)
     return Ceilings(
@@ -47,7 +48,7 @@ def _product(smoke: bool, tf32: bool) -> float | None:
     n = 64 if smoke else 8192
     torch.backends.cuda.matmul.allow_tf32 = tf32
     a, b = torch.rand((2, n, n), device=torch_device())
-    seconds = torch_seconds_of(lambda: a @ b, 1 if smoke else 5)
+    seconds = seconds_of(lambda: a @ b, 1 if smoke else 5)
     torch.backends.cuda.matmul.allow_tf32 = False
     return 2 * n**3 / seconds
 
@@ -66,42 +67,44 @@ def as_text(ceilings: Ceilings) -> str:
     )
 
 
-def seconds_of(function: Callable[[], Any], rounds: int) -> float:
-    """Median seconds of what `function` does on this thread's stream, by events, cache empty."""
-    if jit.SIMULATED:
+def _nothing() -> None:
+    pass
+
+
+def seconds_of(
+    function: Callable[[], Any], rounds: int, before: Callable[[], Any] = _nothing
+) -> float:
+    """Median seconds of work on the GPU, by the clock on the wall, the cache emptied before.
+
+    Not by events: they see one stream, and some of our functions launch from threads with streams
+    of their own. The clock begins with an idle card and ends when all that it was given is done,
+    so what Python needs for the launches is in it: of ours, that wait, as of torch's.
+    Beforehand the function has run once at least: it is compiled.
+
+    Parameters
+    ----------
+    function : callable
+        Ours, or one of torch.
+    rounds : int
+        At most; fewer where they take long.
+    before : callable
+        Called before every round, and not timed.
+    """
+    flushed = None if jit.SIMULATED else memory.zeros(_FLUSHED // 4, np.float32)
+    times: list[float] = []
+    while len(times) < rounds and sum(times) < _ENOUGH:
+        before()
+        if flushed is not None:
+            jit.cuda.cudadrv.driver.device_memset(flushed, 0, _FLUSHED)
+        _wait()
         start = time.perf_counter()
         function()
-        return time.perf_counter() - start
-    function()
-    cuda, stream = jit.cuda, jit.stream()
-    flushed, times = memory.zeros(_FLUSHED // 4, np.float32), []
-    for _ in range(rounds):
-        cuda.cudadrv.driver.device_memset(flushed, 0, _FLUSHED, stream=stream)
-        begin, end = cuda.event(), cuda.event()
-        begin.record(stream)
-        function()
-        end.record(stream)
-        end.synchronize()
-        times.append(cuda.event_elapsed_time(begin, end) / 1e3)
+        _wait()
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def torch_seconds_of(function: Callable[[], Any], rounds: int) -> float:
-    """The same of work that torch does."""
-    import torch
-
-    if torch_device() == "cpu":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    function()
-    flushed, times = torch.empty(_FLUSHED // 4, device="cuda"), []
-    for _ in range(rounds):
-        flushed.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+def _wait() -> None:
+    """Wait for all streams of the card, torch's too."""
+    if not jit.SIMULATED:
+        jit.cuda.synchronize()

@@ -6,22 +6,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MODULES", "Case"]
+__all__ = ["MODULES", "Case", "Results"]
 
 MODULES = ("sgd", "curvature", "replay", "hessian", "solve", "readout", "graph")
+
+Results = tuple[Any, ...]
+"""Arrays in CPU memory; of what torch does, tensors."""
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass
 class Case:
-    """A kernel at a size: what to run, what it must move and compute, what to compare with."""
+    """A kernel at a size: what to run, what it must move and compute, what to compare with.
+
+    Errors are greatest differences from `expected`, each relative to the largest number of its
+    array.
+    """
 
     name: str
-    run: Callable[[], Any]  # on the GPU, what it starts from put back first
+    run: Callable[[], Any]  # on the GPU; returns when the work is done
+    found: Callable[[], Results]  # what it made
+    expected: Results  # the same of the CPU
+    tolerance: float
     n_bytes: float
     n_flops: float
     bound: str  # "bytes" or "flops"
-    error: Callable[[], float]  # greatest, relative to the CPU's result
-    tolerance: float
-    cpu: Callable[[], Any] | None = None
-    torch: Callable[[], Any] | None = None
+    before: Callable[[], Any] = _nothing  # not timed: puts back what `run` starts from
+    cpu: Callable[[], Any] | None = None  # on one thread
+    cpu_share: float = 1.0  # of the work, that `cpu` does
+    torch: Callable[[], Results] | None = None
+    torch_tolerance: float = 1e-3
     note: str = ""

@@ -1,0 +1,50 @@
+"""What the cases share: a model to work on, its last epoch as it was, torch where it is."""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+import data_sets
+import numpy as np
+
+import fastinfluence as fi
+from fastinfluence.training.backward import Stage, backward
+
+__all__ = ["LOG_BUDGET", "last_epoch", "model", "plain_torch"]
+
+LOG_BUDGET = 2**31
+"""Bytes of a log: an epoch of MovieLens 1M at k=64 takes a quarter of it."""
+
+
+@functools.cache
+def model(smoke: bool) -> fi.MatrixFactorization:
+    """Trained on the CPU, so that it is the same wherever the cases run."""
+    data = _tiny() if smoke else data_sets.ml_1m(smoke)[0]
+    k, n_epochs = (5, 2) if smoke else (64, 20)
+    untrained = fi.MatrixFactorization(k, n_epochs=n_epochs, device="cpu", rng=0)
+    return untrained.fit(data, show_progress=False)
+
+
+def _tiny() -> fi.Interactions:
+    """14 ratings, as a simulated thread takes milliseconds."""
+    rng = np.random.default_rng(0)
+    users, items = np.divmod(rng.permutation(24)[:14], 6)
+    return fi.Interactions.from_arrays(users, items, rng.integers(1, 6, 14).astype(float))
+
+
+def last_epoch(trajectory: Any, device: str) -> Stage:
+    """The log of the last epoch, all of it, on a device."""
+    return next(
+        backward(trajectory, memory_budget=LOG_BUDGET, device=device, show_progress=False)
+    )
+
+
+def plain_torch() -> Any:
+    """The same work in plain torch; None where torch is not installed."""
+    if not find_spec("torch"):
+        return None
+    import gpu_torch
+
+    return gpu_torch
