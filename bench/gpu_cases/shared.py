@@ -28,17 +28,16 @@ def model(smoke: bool) -> fi.MatrixFactorization:
 
 
 def _tiny() -> fi.Interactions:
-    """14 ratings, as a simulated thread takes milliseconds."""
+    """14 ratings, as a simulated thread takes milliseconds; new items are left for everybody."""
     rng = np.random.default_rng(0)
-    users, items = np.divmod(rng.permutation(24)[:14], 6)
+    users = np.repeat(np.arange(4), [3, 4, 3, 4])
+    items = np.concatenate([rng.permutation(6)[:n] for n in np.bincount(users)])
     return fi.Interactions.from_arrays(users, items, rng.integers(1, 6, 14).astype(float))
 
 
 def last_epoch(trajectory: Any, device: str) -> Stage:
     """The log of the last epoch, all of it, on a device."""
-    return next(
-        backward(trajectory, memory_budget=LOG_BUDGET, device=device, show_progress=False)
-    )
+    return next(backward(trajectory, memory_budget=LOG_BUDGET, device=device, show_progress=False))
 
 
 def plain_torch() -> Any:
