@@ -7,7 +7,7 @@ coordinate, `rank` the first: together they read 512 bytes of a row (d * LANES,)
 import math
 
 from ..structures import CURVATURE, GRADIENT, ITEM_BIAS, LANES, USER_BIAS
-from .fours import add4, put4, times4
+from .fours import add4, put4, same4, times4
 from .jit import inner_kernel
 from .losses import BPR
 from .simd import fma, load4, product
@@ -103,9 +103,7 @@ def adjoint_dots(
         p_bias * user_bias, q . item + q_bias * item_bias``; see the twin in `kernels.cpu`.
     """
     k, p, q = log.user_rows.shape[1], log.user_rows[slot], log.item_rows[place]
-    zero = type(share)(0)
-    score = zero, zero, zero, zero
-    of_user, of_item = score, score
+    score = of_user = of_item = same4(type(share)(0))
     for f in range(rank, k, RANKS):
         x, z = p[f], q[f]
         u = _adjoint_at(adagrad, user, user_sums, shared, user_factors, f, lanes)

@@ -20,10 +20,10 @@ import numpy as np
 from ..errors import DeviceError
 from ..structures import LANES
 from . import memory
-from .fours import put4, times4
+from .fours import put4, same4, sum4, times4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
-from .simd import fma, load4, store4
-from .substitution import TILE, WHOLE, backward, forward
+from .simd import fma, load4
+from .substitution import TILE, backward, forward
 
 __all__ = [
     "advance",
@@ -51,11 +51,6 @@ _SHARED_BYTES = 48 * 1024  # of a block
 
 
 @inner_kernel
-def _four(number):
-    return number, number, number, number
-
-
-@inner_kernel
 def _plus(factors, left, right):
     """``factors * left + right``, lane by lane."""
     return (
@@ -69,17 +64,10 @@ def _plus(factors, left, right):
 @inner_kernel
 def _write_sums(sums, i, q, out):
     """Add up what the threads of a warp have of each lane, in float64 and always the same order."""
-    a, b = np.float64(sums[0]), np.float64(sums[1])
-    c, d = np.float64(sums[2]), np.float64(sums[3])
-    width = 16
-    while width > 2:
-        a += cuda.shfl_xor_sync(WHOLE, a, width)
-        b += cuda.shfl_xor_sync(WHOLE, b, width)
-        c += cuda.shfl_xor_sync(WHOLE, c, width)
-        d += cuda.shfl_xor_sync(WHOLE, d, width)
-        width >>= 1
+    wide = np.float64(sums[0]), np.float64(sums[1]), np.float64(sums[2]), np.float64(sums[3])
+    wide = sum4(wide)
     if i == 0:
-        store4(out, q, a, b, c, d)
+        put4(out, q, wide)
 
 
 # ---------------------------------------------------------------- substitution
@@ -96,7 +84,7 @@ def precondition_row(length, factors, divisors, residual, start, stop, out):
     if row >= stop:
         return
     for first in range(0, d, TILE):
-        lanes = _four(residual.dtype.type(0))
+        lanes = same4(residual.dtype.type(0))
         if first + i < d:
             lanes = load4(residual[row, first + i], q)
         if factors.shape[0] > 0:
@@ -122,9 +110,9 @@ def advance_row(
         return
     step = load4(steps, q)
     back = times4(x.dtype.type(-1), step)
-    squared, produced = _four(x.dtype.type(0)), _four(x.dtype.type(0))
+    squared, produced = same4(x.dtype.type(0)), same4(x.dtype.type(0))
     for first in range(0, d, TILE):
-        f, lanes = first + i, _four(x.dtype.type(0))
+        f, lanes = first + i, same4(x.dtype.type(0))
         if f < d:
             moved = _plus(step, load4(direction[row, f], q), load4(x[row, f], q))
             lanes = _plus(back, load4(image[row, f], q), load4(residual[row, f], q))
@@ -246,7 +234,7 @@ def damp_row(damping, direction, start, stop, image, products):
     row = start + cuda.blockIdx.x * (cuda.blockDim.x // 32) + cuda.threadIdx.x // 32
     if row >= stop:
         return
-    number, sums = _four(damping), _four(direction.dtype.type(0))
+    number, sums = same4(damping), same4(direction.dtype.type(0))
     for f in range(i, direction.shape[1], TILE):
         p = load4(direction[row, f], q)
         lanes = _plus(number, p, load4(image[row, f], q))
@@ -262,7 +250,7 @@ def multiply_row(left, right, start, stop, out):
     row = start + cuda.blockIdx.x * (cuda.blockDim.x // 32) + cuda.threadIdx.x // 32
     if row >= stop:
         return
-    sums = _four(left.dtype.type(0))
+    sums = same4(left.dtype.type(0))
     for f in range(i, left.shape[1], TILE):
         sums = _plus(load4(left[row, f], q), load4(right[row, f], q), sums)
     _write_sums(sums, i, q, out[row])
@@ -337,7 +325,7 @@ def step_quads(steps, direction, first, stop, x):
 @kernel
 def subtract_quads(left, first, stop, out):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    minus = _four(out.dtype.type(-1))
+    minus = same4(out.dtype.type(-1))
     for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
         place = 4 * quad
         put4(out, place, _plus(minus, load4(out, place), load4(left, place)))
@@ -350,13 +338,13 @@ def scale_quads(factors, first, stop, panel):
     for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
         place = 4 * quad
         w, x, y, z = load4(panel, place)
-        store4(panel, place, a * w, b * x, c * y, d * z)
+        put4(panel, place, (a * w, b * x, c * y, d * z))
 
 
 @kernel
 def clear_quads(first, stop, panel):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    nothing = _four(panel.dtype.type(0))
+    nothing = same4(panel.dtype.type(0))
     for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
         put4(panel, 4 * quad, nothing)
 

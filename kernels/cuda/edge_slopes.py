@@ -7,7 +7,7 @@ of four), and a thread reads them four at a time for 4 edges x 4 lanes: two load
 for 16 multiplications.
 """
 
-from .fours import add4, gather4, put4
+from .fours import add4, gather4, put4, same4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import load4
 
@@ -98,7 +98,7 @@ def along_panel(rows, pointers, others, numbers, panel, start, stop, added, out)
         while pointers[row + 1] <= place:
             row += 1
         behind = min(place + 32, min(last, pointers[row + 1]))
-        s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
+        s0 = s1 = s2 = s3 = same4(zero)
         for first in range(0, d, 32):
             _fill(rows, others, place, behind, first, tile, base, lane)
             cuda.syncwarp()

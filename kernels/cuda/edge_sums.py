@@ -12,7 +12,7 @@ some hundred rounds of 32 while the other blocks do the rest.
 
 import functools
 
-from .fours import add4, gather4, put4
+from .fours import add4, gather4, put4, same4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .losses import BPR
 from .simd import load4
@@ -101,7 +101,7 @@ def pull_kernel(full):
         row, first, d = start + cuda.blockIdx.x, cuda.blockIdx.y * width, rows.shape[1]
         lanes, group, stream = thread % 4 * 4, thread // 4 % groups, thread // 4 // groups
         f, of_bends = first + 4 * group, _TOGETHER * width
-        s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
+        s0 = s1 = s2 = s3 = same4(zero)
         place, behind = pointers[row], pointers[row + 1]
         while place < behind:
             count = min(_TOGETHER, behind - place)
@@ -189,7 +189,7 @@ def block_rows(
         below += 1
         right -= below
     busy, leads = thread < n_tiles and 4 * below < stride, loss == BPR and row < n_users
-    s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
+    s0 = s1 = s2 = s3 = same4(zero)
     place, behind = pointers[row], pointers[row + 1]
     while place < behind:
         count = min(together, behind - place)

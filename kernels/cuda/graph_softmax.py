@@ -15,13 +15,12 @@ from ..structures import LANES
 from . import memory
 from .exponential import LIMIT, exponential
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
-from .simd import fma, tree_sum
+from .simd import WHOLE, fma, tree_sum
 from .tiles import LEFT, RIGHT, THREADS, column_of, pack, row_of, tile_product
 
 __all__ = ["Answers", "Moves", "answer", "fix_of", "log_changes"]
 
 _THREADS = 32 if SIMULATED else 256
-_EVERY = 0xFFFFFFFF
 
 
 class Answers(NamedTuple):
@@ -157,7 +156,7 @@ def _add_row(sums, r, base, weights, top, moves, totals):
         one, other = exponential(change)
         less_one = fma(weights[base + column], one, less_one)
         whole = fma(weights[base + column], other, whole)
-    less_one, whole = tree_sum(_EVERY, less_one), tree_sum(_EVERY, whole)
+    less_one, whole = tree_sum(WHOLE, less_one), tree_sum(WHOLE, whole)
     if cuda.threadIdx.x == 0:  # of its half-warp: no other thread adds to this triple
         totals[row, 0] += less_one
         totals[row, 1] += whole

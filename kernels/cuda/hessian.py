@@ -11,7 +11,7 @@ import numpy as np
 
 from .edge_slopes import slopes
 from .edge_sums import pull, row_blocks
-from .fours import add4, put4, times4
+from .fours import add4, put4, same4, sum4, times4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .losses import BPR
 from .simd import load4, tree_sum
@@ -59,7 +59,7 @@ def bend_examples(loss, first, curvatures, start, stop, slopes, out):
             put4(out[e], lanes, times4(curvatures[e], load4(slopes[e], lanes)))
         return
     mine = load4(slopes[own], lanes)
-    total = (zero, zero, zero, zero)
+    total = same4(zero)
     for e in range(own + 1, first[j + 1]):  # of the lead over the example
         lead = times4(curvatures[e], add4(load4(slopes[e], lanes), -one, mine))
         put4(out[e], lanes, lead)
@@ -107,16 +107,12 @@ def dots_of_rows(parameters, panel, start, stop, out):
     if row >= stop:
         return
     lanes, zero = lane % 4 * 4, parameters.dtype.type(0)
-    a = b = c = d = zero
+    total = same4(zero)
     for f in range(lane // 4, parameters.shape[1], 8):
-        a, b, c, d = add4((a, b, c, d), parameters[row, f], load4(panel[row, f], lanes))
-    for distance in (16, 8, 4):
-        a += cuda.shfl_xor_sync(0xFFFFFFFF, a, distance)
-        b += cuda.shfl_xor_sync(0xFFFFFFFF, b, distance)
-        c += cuda.shfl_xor_sync(0xFFFFFFFF, c, distance)
-        d += cuda.shfl_xor_sync(0xFFFFFFFF, d, distance)
+        total = add4(total, parameters[row, f], load4(panel[row, f], lanes))
+    total = sum4(total)
     if lane < 4:
-        put4(out[row], lanes, (a, b, c, d))
+        put4(out[row], lanes, total)
 
 
 def row_dots(parameters, panel, start, stop, out):

@@ -9,6 +9,7 @@ import numpy as np
 from ..structures import LANES
 from . import memory
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
+from .simd import WHOLE, tree_sum
 from .tiles import LEFT, RIGHT, THREADS, column_of, pack, row_of, score_at, tile_product
 
 __all__ = ["count_ranks"]
@@ -55,11 +56,8 @@ def _start_counts(rows, n, vectors, targets, excluded, start, stop, own, greater
             other = score_at(vectors, q, rows, n, c)
             above += np.int32(not other <= score)
             ties += np.int32(other == score)
-    width = 16
-    while width > 0:
-        above += cuda.shfl_xor_sync(0xFFFFFFFF, above, width)
-        ties += cuda.shfl_xor_sync(0xFFFFFFFF, ties, width)
-        width >>= 1
+    above = tree_sum(WHOLE, above + cuda.shfl_xor_sync(WHOLE, above, 16))
+    ties = tree_sum(WHOLE, ties + cuda.shfl_xor_sync(WHOLE, ties, 16))
     if lane == 0:
         own[q - start] = score
         greater[q] = -above - np.int32(not score <= score)
@@ -86,12 +84,7 @@ def _count_tiles(rows, n, packed, own, d, start, greater, equal):
         _count_row(sums, 6, n - base, own, top, counts)
         _count_row(sums, 7, n - base, own, top, counts)
     for r in range(8):
-        above, ties = counts[2 * r], counts[2 * r + 1]
-        width = 8
-        while width > 0:
-            above += cuda.shfl_xor_sync(0xFFFFFFFF, above, width)
-            ties += cuda.shfl_xor_sync(0xFFFFFFFF, ties, width)
-            width >>= 1
+        above, ties = tree_sum(WHOLE, counts[2 * r]), tree_sum(WHOLE, counts[2 * r + 1])
         q = top + row_of(r)
         if cuda.threadIdx.x == 0 and q < m:
             cuda.atomic.add(greater, start + q, above)

@@ -23,13 +23,13 @@ from . import memory, rows
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .row_tiles import QUERIES, ROWS, THREADS, stage_sizes, stages
 from .select import LAST, WAITING, WARP, into_list, leave_out, let_wait, merge_waiting
+from .simd import WHOLE
 
 __all__ = ["find_pairs", "read_own", "read_side", "tile_units"]
 
 _PANELS = ROWS // LANES
 _PART = 256 if SIMULATED else 4096  # rows of a part, at least
 _MOST_UNITS = 512  # of one group because of its parts
-_ALL = 0xFFFFFFFF
 
 
 def tile_units(pointers, query_pointers):
@@ -202,7 +202,7 @@ def _reader(dtype, element):
                     left = left_0 or left_1 or left_2 or left_3
                     left = left or left_4 or left_5 or left_6 or left_7
                     cuda.syncwarp()
-                    more = cuda.any_sync(_ALL, left)
+                    more = cuda.any_sync(WHOLE, left)
                     if more or row + ROWS >= units[unit, 4]:
                         room = WAITING if more else 0
                         for q in range((thread >> 5) * 16, (thread >> 5) * 16 + 16):

@@ -21,7 +21,7 @@ from ..cpu.jit import kernel as host_kernel
 from ..errors import DeviceError
 from ..structures import GRADIENT, LANES, Adjoint
 from .adjoints import RANKS, adjoint_dots, move_adjoints, set_factors
-from .fours import add4, put4, times4
+from .fours import add4, put4, same4, times4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .losses import BPR
 from .memory import fetch, put
@@ -164,7 +164,7 @@ def _set_totals(
     size = 3 * (log.user_rows.shape[1] + 1)
     share, one = number(loss != BPR), number(1)
     rank, lanes = member // 4, member % 4 * 4
-    norms = number(0), number(0), number(0), number(0)
+    norms = same4(number(0))
     behind = min(width, _BATCH) * _PARTS
     for begin in range(0, count, _BATCH):
         end = min(begin + _BATCH, count)

@@ -14,7 +14,8 @@ import functools
 from ..structures import LANES
 from .jit import SIMULATED, cuda, inner_kernel
 from .panels import decoder
-from .simd import fma, load4
+from .simd import load4
+from .tiles import add_row
 
 __all__ = ["QUERIES", "ROWS", "THREADS", "stage_sizes", "stages"]
 
@@ -95,19 +96,13 @@ def stages(dtype, element):
             b4, b5, b6, b7 = load4(b, to + ROWS // 2)
             rows = (b0, b1, b2, b3, b4, b5, b6, b7)
             # As a loop the compiler would keep the sums in memory.
-            _multiply_row(a0, rows, sums, 0)
-            _multiply_row(a1, rows, sums, 8)
-            _multiply_row(a2, rows, sums, 16)
-            _multiply_row(a3, rows, sums, 24)
-            _multiply_row(a4, rows, sums, 32)
-            _multiply_row(a5, rows, sums, 40)
-            _multiply_row(a6, rows, sums, 48)
-            _multiply_row(a7, rows, sums, 56)
+            add_row(a0, rows, sums, 0)
+            add_row(a1, rows, sums, 8)
+            add_row(a2, rows, sums, 16)
+            add_row(a3, rows, sums, 24)
+            add_row(a4, rows, sums, 32)
+            add_row(a5, rows, sums, 40)
+            add_row(a6, rows, sums, 48)
+            add_row(a7, rows, sums, 56)
 
     return ask, take, share, multiply
-
-
-@inner_kernel(forceinline=True)
-def _multiply_row(x, y, sums, at):
-    for c in range(8):
-        sums[at + c] = fma(x, y[c], sums[at + c])

@@ -13,6 +13,7 @@ import numpy as np
 
 from .jit import cuda, inner_kernel
 from .row_tiles import ROWS, THREADS
+from .simd import WHOLE
 
 __all__ = ["LAST", "WAITING", "WARP", "into_list", "leave_out", "let_wait", "merge_waiting"]
 
@@ -22,8 +23,6 @@ LAST = np.int32(2**31 - 1)
 
 WAITING = WARP
 """Scores of a query that can wait."""
-
-_ALL = 0xFFFFFFFF
 
 
 @inner_kernel
@@ -36,8 +35,8 @@ def _merged(lane, value, index):
     """Sort entries that rise and then fall, or fall and then rise."""
     distance = 16
     while distance > 0:
-        other = cuda.shfl_xor_sync(_ALL, value, distance)
-        other_index = cuda.shfl_xor_sync(_ALL, index, distance)
+        other = cuda.shfl_xor_sync(WHOLE, value, distance)
+        other_index = cuda.shfl_xor_sync(WHOLE, index, distance)
         if _before(value, index, other, other_index) != (lane & distance == 0):
             value, index = other, other_index
         distance >>= 1
@@ -51,8 +50,8 @@ def _sorted(lane, value, index):
     while size < WARP:
         distance = size >> 1
         while distance > 0:
-            other = cuda.shfl_xor_sync(_ALL, value, distance)
-            other_index = cuda.shfl_xor_sync(_ALL, index, distance)
+            other = cuda.shfl_xor_sync(WHOLE, value, distance)
+            other_index = cuda.shfl_xor_sync(WHOLE, index, distance)
             leading = (lane & distance == 0) == (lane & size == 0)
             if _before(value, index, other, other_index) != leading:
                 value, index = other, other_index
@@ -82,8 +81,8 @@ def into_list(lane, value, index, values, indices, row):
         if at < k:
             mine, mine_index = values[row, at], indices[row, at]
         # The better half of two sorted lists, one of them backwards, rises and falls once.
-        other = cuda.shfl_xor_sync(_ALL, value, WARP - 1)
-        other_index = cuda.shfl_xor_sync(_ALL, index, WARP - 1)
+        other = cuda.shfl_xor_sync(WHOLE, value, WARP - 1)
+        other_index = cuda.shfl_xor_sync(WHOLE, index, WARP - 1)
         if _before(mine, mine_index, other, other_index):
             value, index = other, other_index
         else:
@@ -94,8 +93,8 @@ def into_list(lane, value, index, values, indices, row):
         if first + WARP < k:
             value, index = _merged(lane, value, index)
         else:
-            last = cuda.shfl_sync(_ALL, mine, (k - 1) % WARP)
-            last_index = cuda.shfl_sync(_ALL, mine_index, (k - 1) % WARP)
+            last = cuda.shfl_sync(WHOLE, mine, (k - 1) % WARP)
+            last_index = cuda.shfl_sync(WHOLE, mine_index, (k - 1) % WARP)
     return last, last_index
 
 

@@ -6,7 +6,10 @@ from llvmlite import ir
 
 from .jit import SIMULATED, cuda, inner_kernel
 
-__all__ = ["fma", "load4", "product", "store4", "tree_sum"]
+__all__ = ["WHOLE", "fma", "load4", "product", "store4", "tree_sum"]
+
+WHOLE = 0xFFFFFFFF
+"""Mask of all lanes of a warp."""
 
 if SIMULATED:
     from .simulator import fma, load4, product, store4

@@ -8,12 +8,11 @@ from shared memory (the room, whole tiles of it), four lanes a load.
 from ..structures import LANES
 from .fours import add4, put4, times4
 from .jit import cuda, inner_kernel
-from .simd import load4
+from .simd import WHOLE, load4
 
-__all__ = ["TILE", "WHOLE", "backward", "forward"]
+__all__ = ["TILE", "backward", "forward"]
 
 TILE = 8  # coordinates a warp holds at a time, of 16 lanes in quads
-WHOLE = 0xFFFFFFFF  # all threads of a warp
 
 
 @inner_kernel

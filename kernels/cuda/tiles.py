@@ -7,13 +7,26 @@ step: its bits depend on nothing but the two rows, as on the CPU, and are the CP
 
 Packed rows stand in panels of sixteen, coordinate by coordinate, the last panel as wide as what
 is left (see `panels` in kernels.cpu): a panel's part of a stage is 1 KiB without a gap.
+
+The read-out has a tile of its own, in `row_tiles`: queries are gathered there, rows may be
+bfloat16, and its lists take the shared memory that a tile of this size would.
 """
 
 from ..structures import LANES
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .simd import fma, load4, store4
 
-__all__ = ["LEFT", "RIGHT", "THREADS", "column_of", "pack", "row_of", "score_at", "tile_product"]
+__all__ = [
+    "LEFT",
+    "RIGHT",
+    "THREADS",
+    "add_row",
+    "column_of",
+    "pack",
+    "row_of",
+    "score_at",
+    "tile_product",
+]
 
 _Y = 2 if SIMULATED else 16
 THREADS = (16, _Y)
@@ -98,18 +111,23 @@ def _multiply(a, b, sums):
         y4, y5, y6, y7 = load4(b, f * _RIGHT_PITCH + RIGHT // 2 + 4 * cuda.threadIdx.x)
         y = (y0, y1, y2, y3, y4, y5, y6, y7)
         # As a loop the compiler would keep the sums in memory.
-        _multiply_row(x0, y, sums, 0)
-        _multiply_row(x1, y, sums, 8)
-        _multiply_row(x2, y, sums, 16)
-        _multiply_row(x3, y, sums, 24)
-        _multiply_row(x4, y, sums, 32)
-        _multiply_row(x5, y, sums, 40)
-        _multiply_row(x6, y, sums, 48)
-        _multiply_row(x7, y, sums, 56)
+        add_row(x0, y, sums, 0)
+        add_row(x1, y, sums, 8)
+        add_row(x2, y, sums, 16)
+        add_row(x3, y, sums, 24)
+        add_row(x4, y, sums, 32)
+        add_row(x5, y, sums, 40)
+        add_row(x6, y, sums, 48)
+        add_row(x7, y, sums, 56)
 
 
 @inner_kernel(forceinline=True)
-def _multiply_row(x, y, sums, at):
+def add_row(x, y, sums, at):
+    """Add the products of x with eight numbers to sums, from `at` on.
+
+    This much of a tile all tiles share: a function for eight rows of sums costs ranks 37 registers,
+    and with them every other block of a multiprocessor.
+    """
     for c in range(8):
         sums[at + c] = fma(x, y[c], sums[at + c])
 
