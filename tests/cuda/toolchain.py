@@ -81,8 +81,13 @@ def why_not() -> str | None:
 
 
 def assemble(compiled: Compiled, architecture: tuple[int, int]) -> Resources:
-    """Compile a kernel as `launch` would, then assemble it."""
-    ptx = _ptx(compiled, architecture)
+    """Compile a kernel as `launch` would, then assemble it; once for all sizes of its blocks."""
+    return _resources(compiled.kernel, compiled.signature, architecture)
+
+
+@cache
+def _resources(kernel: Any, signature: Any, architecture: tuple[int, int]) -> Resources:
+    ptx = _ptx(kernel, signature, architecture)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
@@ -104,19 +109,19 @@ def assemble(compiled: Compiled, architecture: tuple[int, int]) -> Resources:
     )
 
 
-def _ptx(compiled: Compiled, architecture: tuple[int, int]) -> str:
+def _ptx(kernel: Any, signature: Any, architecture: tuple[int, int]) -> str:
     from numba.cuda import dispatcher
 
     from fastinfluence.kernels.cuda.jit import cuda
 
-    options = compiled.kernel.targetoptions
+    options = kernel.targetoptions
     with pytest.MonkeyPatch.context() as patch:
         # A device function asks the current device, of which there is none, what it is.
         device = SimpleNamespace(compute_capability=architecture)
         patch.setattr(dispatcher, "get_current_device", lambda: device)
         ptx, _ = cuda.compile_ptx(
-            compiled.kernel.py_func,
-            compiled.signature,
+            kernel.py_func,
+            signature,
             cc=architecture,
             fastmath=options.get("fastmath", False),
             launch_bounds=options.get("launch_bounds"),
