@@ -19,6 +19,7 @@ import argparse
 import gc
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -71,11 +72,16 @@ class Row:
             f"{self.seconds * 1e3:.3f}",
             f"{self.n_bytes / 1e9:.3g}",
             f"{self.n_flops / 1e9:.3g}",
-            f"{self.share:.0%} of {'copy' if self.bound == 'bytes' else 'sgemm'}",
+            self._share_of_ceiling(),
             _ratio(self.cpu_seconds, self.seconds),
             _ratio(self.torch_seconds, self.seconds),
             f"{self.error:.1e}",
         ]
+
+    def _share_of_ceiling(self) -> str:
+        if math.isnan(self.share):  # there was no torch to multiply matrices with
+            return ""
+        return f"{self.share:.0%} of {'copy' if self.bound == 'bytes' else 'sgemm'}"
 
 
 def main() -> None:

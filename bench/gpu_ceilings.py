@@ -79,7 +79,7 @@ def seconds_of(
     Not by events: they see one stream, and some of our functions launch from threads with streams
     of their own. The clock begins with an idle card and ends when all that it was given is done,
     so what Python needs for the launches is in it: of ours, that wait, as of torch's.
-    Beforehand the function has run once at least: it is compiled.
+    What the first call compiles is left out where the function has run before.
 
     Parameters
     ----------

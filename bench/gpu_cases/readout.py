@@ -60,6 +60,7 @@ def _groups(n_groups: int, n_rows: int, n_queries: int, d: int) -> Case:
     expected = readout.start_lists(n, K, np.float32, totals=False)
     read("cpu", asked, query_pointers, expected)
     there, bounds, begun, top = memory.put((asked, query_pointers, empty, empty))
+    of_groups = "group" if n_groups == 1 else "groups"
     plain = plain_torch()
     if plain:
         theirs = plain.GroupReadout(rows, pointers, vectors)
@@ -70,7 +71,7 @@ def _groups(n_groups: int, n_rows: int, n_queries: int, d: int) -> Case:
         memory.store(top.indices, begun.indices)
 
     return Case(
-        f"{n_rows:,} rows x {n_queries:,} queries in {n_groups} groups, d={d}, top {K}",
+        f"{n_rows:,} rows x {n_queries:,} queries, {n_groups} {of_groups}, d={d}, top {K}",
         before=again,
         run=lambda: read("cuda", there, bounds, top),
         found=lambda: (memory.fetch(top.values),),
