@@ -58,6 +58,9 @@ alone: `pytest bench/bench_graph_*.py`.
 What is compared runs in turn, A B A B ..., in one process. A ratio is the median over the rounds
 of the other's seconds divided by ours in the same round (in brackets the lowest and highest): above
 1 we are faster. Times are medians. Everything has been compiled and run once beforehand.
+
+The CUDA kernels are measured by a script of their own, `python bench/gpu.py`, on a machine with a
+GPU; their registers and occupancy, which need none, are in [registers.md](registers.md).
 """
 
 # What a missed figure may hang on, by the beginning of its name.
