@@ -16,13 +16,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .jit import SIMULATED, cuda, inner_kernel
-from .simd import load4, store4
+from .simd import WHOLE, load4, store4
 
 __all__ = ["RANK", "Matrix", "in_memory", "in_registers"]
 
 RANK = 4
-_ALL = 0xFFFFFFFF
 
 _TILES = {  # (width, bytes of a number): rows and columns of a tile, threads across a row
     (16, 4): (4, 2, 8),
@@ -46,13 +47,13 @@ class Matrix(NamedTuple):
     store: Callable[..., None] | None  # (tile, matrix, k)
     scale: Callable[..., None]  # (tile, k, factor)
     shrink: Callable[..., None]  # (tile, k, keeps, start): column f by keeps[start + f]
-    update: Callable[..., None]  # (tile, k, pending, out, rights, right): see below
-    multiply: Callable[..., None]  # (tile, k, lefts, left, column, width, pending, out)
+    update: Callable[..., None]  # (tile, k, floats, out, right): see below
+    multiply: Callable[..., None]  # (tile, k, floats, left, column, width, out)
 
 
-# Groups of four vectors begin at `left`, `right` and `out`. `update` adds the sum of
-# pending_q rights_q^T; `multiply` makes pending_q = tile lefts_q + lefts[width]_q column, the last
-# input being the bias.
+# Groups of four vectors begin at `left`, `right` and `out` of the numbers of a block, `floats`, and
+# a column of `width` numbers at `column`. `update` adds the sum of out_q right_q^T; `multiply`
+# makes out_q = tile left_q + left_q[width] column, the last input being the bias.
 
 
 @functools.cache
@@ -81,7 +82,10 @@ def in_registers(width: int, number: Any) -> Matrix | None:
 
     @inner_kernel
     def store(tile, matrix, k):
-        first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
+        # The index is asked of itself: places that the compiler knows from `load` would be kept
+        # in registers all the while.
+        t = cuda.shfl_sync(WHOLE, cuda.threadIdx.x, cuda.threadIdx.x)
+        first, c = t // across * rows, t % across
         for j in range(columns):
             f = c + across * j
             for i in range(rows):
@@ -96,36 +100,39 @@ def in_registers(width: int, number: Any) -> Matrix | None:
     @inner_kernel
     def shrink(tile, k, keeps, start):
         for j in range(columns):
-            keep = keeps[start + cuda.threadIdx.x % across + across * j]
+            keep = keeps[np.uintp(start + cuda.threadIdx.x % across + across * j)]
             for i in range(rows):
                 tile[i * columns + j] *= keep
 
     @inner_kernel
-    def update(tile, k, pending, out, rights, right):
+    def update(tile, k, floats, out, right):
         first, c = cuda.threadIdx.x // across * rows, cuda.threadIdx.x % across
         held = cuda.local.array(n_sums, number)
         for i in range(rows):
-            four = load4(pending, out + RANK * (first + i))
-            for q in range(RANK):
-                held[RANK * i + q] = four[q]
+            a, b, c4, d = load4(floats, out + RANK * (first + i))
+            held[4 * i], held[4 * i + 1], held[4 * i + 2], held[4 * i + 3] = a, b, c4, d
         for j in range(columns):
-            x = load4(rights, right + RANK * (c + across * j))
+            a, b, c4, d = load4(floats, right + RANK * (c + across * j))
             for i in range(rows):
-                for q in range(RANK):
-                    tile[i * columns + j] += held[RANK * i + q] * x[q]
+                tile[i * columns + j] += held[4 * i] * a
+                tile[i * columns + j] += held[4 * i + 1] * b
+                tile[i * columns + j] += held[4 * i + 2] * c4
+                tile[i * columns + j] += held[4 * i + 3] * d
 
     @inner_kernel
-    def multiply(tile, k, lefts, left, column, width, pending, out):
+    def multiply(tile, k, floats, left, column, width, out):
         t = cuda.threadIdx.x
-        c = t % across
         sums = cuda.local.array(n_sums, number)
         for n in range(n_sums):
             sums[n] = number(0)
         for j in range(columns):
-            x = load4(lefts, left + RANK * (c + across * j))
+            a, b, c, d = load4(floats, left + RANK * (t % across + across * j))
             for i in range(rows):
-                for q in range(RANK):
-                    sums[RANK * i + q] += tile[i * columns + j] * x[q]
+                m = tile[i * columns + j]
+                sums[4 * i] += m * a
+                sums[4 * i + 1] += m * b
+                sums[4 * i + 2] += m * c
+                sums[4 * i + 3] += m * d
         for step in range(halvings):
             bit, half = across >> (step + 1), n_sums >> (step + 1)
             upper = t & bit
@@ -133,17 +140,17 @@ def in_registers(width: int, number: Any) -> Matrix | None:
                 mine, its = sums[n], sums[n + half]
                 if upper:
                     mine, its = its, mine
-                sums[n] = mine + cuda.shfl_xor_sync(_ALL, its, bit)
+                sums[n] = mine + cuda.shfl_xor_sync(WHOLE, its, bit)
         for step in range(folds):
             for q in range(RANK):
-                sums[q] += cuda.shfl_xor_sync(_ALL, sums[q], share >> (step + 1))
-        if c % share == 0:
-            r = t // across * rows + c // share
-            x = load4(lefts, left + RANK * width)
-            bias = column[r]
+                sums[q] += cuda.shfl_xor_sync(WHOLE, sums[q], share >> (step + 1))
+        if t % across % share == 0:
+            r = t // across * rows + t % across // share
+            a, b, c, d = load4(floats, left + RANK * width)
+            bias = floats[np.uintp(column + r)]
             store4(
-                pending, out + RANK * r, sums[0] + bias * x[0], sums[1] + bias * x[1],
-                sums[2] + bias * x[2], sums[3] + bias * x[3],
+                floats, out + RANK * r, sums[0] + bias * a, sums[1] + bias * b,
+                sums[2] + bias * c, sums[3] + bias * d,
             )  # fmt: skip
 
     threads = width // rows * across
@@ -168,24 +175,25 @@ def in_memory(number: Any) -> Matrix:
                 matrix[f, r] *= keeps[start + f]
 
     @inner_kernel
-    def update(matrix, k, pending, out, rights, right):
+    def update(matrix, k, floats, out, right):
         for r in range(cuda.threadIdx.x, k, threads):
-            p = load4(pending, out + RANK * r)
+            p, g = load4(floats, out + RANK * r), np.uintp(r)
             for f in range(k):
-                x = load4(rights, right + RANK * f)
-                matrix[f, r] += p[0] * x[0] + p[1] * x[1] + p[2] * x[2] + p[3] * x[3]
+                a, b, c, d = load4(floats, right + RANK * f)
+                matrix[f, g] += p[0] * a + p[1] * b + p[2] * c + p[3] * d
 
     @inner_kernel
-    def multiply(matrix, k, lefts, left, column, width, pending, out):
+    def multiply(matrix, k, floats, left, column, width, out):
         for r in range(cuda.threadIdx.x, k, threads):
-            x, bias = load4(lefts, left + RANK * width), column[r]
+            x, g = load4(floats, left + RANK * width), np.uintp(r)
+            bias = floats[np.uintp(column + r)]
             a, b, c, d = bias * x[0], bias * x[1], bias * x[2], bias * x[3]
             for f in range(k):
-                x, m = load4(lefts, left + RANK * f), matrix[f, r]
+                x, m = load4(floats, left + RANK * f), matrix[f, g]
                 a += m * x[0]
                 b += m * x[1]
                 c += m * x[2]
                 d += m * x[3]
-            store4(pending, out + RANK * r, a, b, c, d)
+            store4(floats, out + RANK * r, a, b, c, d)
 
     return Matrix(threads, 0, None, None, scale, shrink, update, multiply)
