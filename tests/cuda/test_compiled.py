@@ -12,7 +12,10 @@ from toolchain import ARCHITECTURES, Compiled, assemble, why_not
 MODULES = sorted(file.stem for file in (Path(__file__).parent / "compiled").glob("[a-z]*.py"))
 SOURCES = Path(__file__).parents[2] / "kernels" / "cuda"
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 
 def compiled(module: str) -> list[Compiled]:
@@ -53,3 +56,14 @@ def test_every_kernel_is_among_them() -> None:
     }
     assert written
     assert written <= listed
+
+
+def test_the_table_is_that_of_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Path(__file__).parents[2] / "bench"
+    monkeypatch.syspath_prepend(bench)
+    registers = importlib.import_module("registers")
+    table = (bench / "registers.md").read_text()
+    if registers.versions() not in table:
+        pytest.skip(f"bench/registers.md was made by other compilers than {registers.versions()}")
+    rows = [registers.row(module, entry) for module in MODULES for entry in compiled(module)]
+    assert [line for line in table.splitlines() if line.startswith("| `")] == rows
