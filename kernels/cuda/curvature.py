@@ -48,6 +48,8 @@ __all__ = ["roll_back_rows"]
 
 _SHARED = 48 * 1024
 _WIDTHS = (16, 32, 64, 128)
+_STEP = 64  # of widths in memory: constants of the compiler, too
+_BLOCKS = 8  # a processor, of one launch: what each keeps lies in memory, too
 
 
 @inner_kernel
@@ -215,28 +217,27 @@ def _in_registers(width: int, number: Any, adagrad: bool) -> Any:
 
 
 @functools.cache
-def _in_memory(number: Any, adagrad: bool) -> Any:
+def _in_memory(width: int, number: Any, adagrad: bool) -> Any:
     matrix = in_memory(number)
     threads = matrix.threads
     walk = _walk(matrix, adagrad)
 
     @kernel
     def rows_in_memory(
-        curvature, touches, shape, log, hyper, credits, bias_credits, start, stop, width, floats,
-        places,
+        curvature, touches, shape, log, hyper, credits, bias_credits, start, floats, places
     ):  # fmt: skip
-        """Rows of large matrices, or of steps with many candidates, a block after the other."""
-        k, n_floats = credits.shape[1], floats.shape[1]
+        """A row a block: a large one, or of steps with many candidates."""
+        row, k = start + cuda.blockIdx.x, credits.shape[1]
+        first, behind = touches.pointers[row], touches.pointers[row + 1]
+        if first == behind:
+            return
         work = Work(floats[cuda.blockIdx.x], places[cuda.blockIdx.x], layout(width, threads))
-        for row in range(start + cuda.blockIdx.x, stop, cuda.gridDim.x):
-            first, behind = touches.pointers[row], touches.pointers[row + 1]
-            if first < behind:
-                _enter(threads, k, curvature, row, n_floats, work)
-                bias_value = walk(
-                    curvature.matrices[row], curvature, row, first, behind, shape, log, hyper,
-                    touches, credits, bias_credits, work,
-                )  # fmt: skip
-                _leave(threads, k, curvature, row, bias_value, work)
+        _enter(threads, k, curvature, row, floats.shape[1], work)
+        bias_value = walk(
+            curvature.matrices[row], curvature, row, first, behind, shape, log, hyper, touches,
+            credits, bias_credits, work,
+        )  # fmt: skip
+        _leave(threads, k, curvature, row, bias_value, work)
 
     return rows_in_memory
 
@@ -264,18 +265,21 @@ def roll_back_rows(
     shape = shape_of(of_users, loss == BPR, log.items.shape[1], adagrad)
     width = next((w for w in _WIDTHS if w >= k), 0)
     held = in_registers(width, number)
-    arrays = (curvature, touches, shape, log, hyper, credits, bias_credits, start)
+    arrays = (curvature, touches, shape, log, hyper, credits, bias_credits)
     if held is not None:
         n_floats, n_places = sizes(width, shape.groups, held.threads)
         shared = n_floats * number(0).itemsize + n_places * 4
         if shared <= _SHARED:
             code = _in_registers(width, number, adagrad)
-            launch(code, stop - start, held.threads, *arrays, n_floats, shared=shared)
+            launch(code, stop - start, held.threads, *arrays, start, n_floats, shared=shared)
             return
-    width, threads = -(-k // RANK) * RANK, in_memory(number).threads
+    width, threads = -(-k // _STEP) * _STEP, in_memory(number).threads
     n_floats, n_places = sizes(width, shape.groups, threads)
-    blocks = min(stop - start, 4 * processors())
-    launch(
-        _in_memory(number, adagrad), blocks, threads, *arrays, stop, width,
-        memory.empty((blocks, n_floats), number), memory.empty((blocks, n_places), np.int32),
-    )  # fmt: skip
+    at_once = max(1, min(stop - start, _BLOCKS * processors()))
+    floats = memory.empty((at_once, n_floats), number)
+    places = memory.empty((at_once, n_places), np.int32)
+    code = _in_memory(width, number, adagrad)
+    for row in range(start, stop, at_once):
+        last = row + at_once >= stop
+        blocks = stop - row if last else at_once
+        launch(code, blocks, threads, *arrays, row, floats, places, wait=last)

@@ -88,14 +88,13 @@ def bias_held(bias_credits, work, group, turn):
 
 
 @inner_kernel
-def _weigh(threads, shift, work, group, turn, numbers, sums):
-    """Numbers of four vectors, and the sums over them; those of pairs as what r lacks of q."""
+def _weigh(threads, shift, work, group, plan, sums):
+    """The sums of four vectors; those of pairs as what the later lacks of the other.
+
+    The vectors of one step all meet the M behind it.
+    """
     at = work.at
     warps, zero = at.first + group * at.group + at.sums, type(work.floats[0])(0)
-    plan = plan_of(work, group, turn)
-    for n in range(4):
-        a, b, c, d = load4(work.floats, plan + RANK * n)
-        numbers[4 * n], numbers[4 * n + 1], numbers[4 * n + 2], numbers[4 * n + 3] = a, b, c, d
     for n in range(N_SUMS):
         sums[n] = zero
     for warp in range(threads // 32):
@@ -105,19 +104,25 @@ def _weigh(threads, shift, work, group, turn, numbers, sums):
             sums[n + 1] += b
             sums[n + 2] += c
             sums[n + 3] += d
-    for r in range(1, RANK):
-        for q in range(r):
-            # The vectors of one step all meet the M behind it.
-            together = q >> shift == r >> shift
-            sums[RANK + r * (r - 1) // 2 + q] *= zero if together else numbers[RANK * PUSH + q]
+    a, b, c, _ = load4(work.floats, plan + RANK * PUSH)
+    sums[4] *= a if shift < 1 else zero
+    sums[5] *= a if shift < 2 else zero
+    sums[6] *= b if shift < 2 else zero
+    sums[7] *= a if shift < 2 else zero
+    sums[8] *= b if shift < 2 else zero
+    sums[9] *= c if shift < 1 else zero
 
 
 @inner_kernel
-def _put_right(shift, numbers, lacks, y, value, totals):
+def _put_right(shift, work, plan, lacks, y, value, totals):
     """Put one output of four products right, find what it credits, and leave it pending.
 
     The last vector of a touch has the touch's total. Returns M times the row behind it all.
     """
+    numbers = cuda.local.array(_NUMBERS, work.floats.dtype)
+    for n in range(4):
+        a, b, c, d = load4(work.floats, plan + RANK * n)
+        numbers[4 * n], numbers[4 * n + 1], numbers[4 * n + 2], numbers[4 * n + 3] = a, b, c, d
     total = type(value)(0)
     for r in range(RANK):
         for q in range(r):
@@ -140,7 +145,7 @@ def _ends(shift, r):
 
 @inner_kernel
 def _finish_bias(
-    threads, shift, work, group, turn, right, keep, numbers, sums, value, so_far, bias_credits
+    threads, shift, work, group, turn, plan, right, keep, sums, value, so_far, bias_credits
 ):  # fmt: skip
     """Credit the bias as output; its row of M takes four products in at once."""
     t, at, floats = cuda.threadIdx.x, work.at, work.floats
@@ -148,7 +153,7 @@ def _finish_bias(
     totals = cuda.local.array(RANK, floats.dtype)
     for r in range(RANK):
         y[r] = sums[r]
-    value = _put_right(shift, numbers, sums, y, value, totals)
+    value = _put_right(shift, work, plan, sums, y, value, totals)
     places = places_of(group, turn) + RANK * TARGET
     total, b, c, d = totals[0], totals[1], totals[2], totals[3]
     if t > 0:
@@ -178,7 +183,7 @@ def _credit(shift, work, places, q, credits, r, total):
 
 @inner_kernel
 def _finish_rows(
-    threads, shift, work, group, turn, right, out, keep, numbers, lacks, so_far, credits
+    threads, shift, work, group, turn, plan, right, out, keep, lacks, so_far, credits
 ):  # fmt: skip
     """Credit the k outputs, and leave the products pending; the bias's column takes them in."""
     t, at, floats = cuda.threadIdx.x, work.at, work.floats
@@ -191,7 +196,7 @@ def _finish_rows(
             so_far = held(credits, work, group, turn, r)
         y[0], y[1], y[2], y[3] = load4(floats, out + RANK * r)
         place = np.uintp(r)  # of its value
-        floats[place] = _put_right(shift, numbers, lacks, y, floats[place], totals)
+        floats[place] = _put_right(shift, work, plan, lacks, y, floats[place], totals)
         _credit(shift, work, places, 0, credits, place, so_far[0] + totals[0])
         _credit(shift, work, places, 1, credits, place, so_far[1] + totals[1])
         _credit(shift, work, places, 2, credits, place, so_far[2] + totals[2])
@@ -214,19 +219,19 @@ def finish(
     Returns the new value of the bias.
     """
     at = work.at
-    numbers = cuda.local.array(_NUMBERS, work.floats.dtype)
+    plan = plan_of(work, group, turn)
     sums = cuda.local.array(N_SUMS, work.floats.dtype)
-    _weigh(threads, shift, work, group, turn, numbers, sums)
+    _weigh(threads, shift, work, group, plan, sums)
     base = at.first + group * at.group
     right, out = base + at.rights + half * at.vector, base + at.pending + half * at.output
     keep = at.keeps + half * at.keep if adagrad and group == 0 else -1
     if group > 0:
         bias_so_far = bias_held(bias_credits, work, group, turn)
     bias_value = _finish_bias(
-        threads, shift, work, group, turn, right, keep, numbers, sums, bias_value, bias_so_far,
+        threads, shift, work, group, turn, plan, right, keep, sums, bias_value, bias_so_far,
         bias_credits,
     )  # fmt: skip
     _finish_rows(
-        threads, shift, work, group, turn, right, out, keep, numbers, sums, so_far, credits
+        threads, shift, work, group, turn, plan, right, out, keep, sums, so_far, credits
     )  # fmt: skip
     return bias_value

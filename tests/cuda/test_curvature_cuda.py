@@ -18,10 +18,11 @@ from fastinfluence.training.backward import backward
 BACKENDS = [Kernels("cpu", "curvature"), Kernels("cuda", "curvature")]
 
 
-def fit(loss="squared", *, weights=None, **keywords):
+def fit(loss="squared", *, weights=None, n_users=2, n_items=None, n=6, **keywords):
     keywords = {"n_factors": 3, "n_epochs": 1, "learning_rate": 0.1, "rng": 0} | keywords
     keywords = {"regularization": 0.2, "dtype": "float64", "loss": loss} | keywords
-    data = data_for(loss, n_users=2, n_items=4 if loss == "squared" else 7, n=6)
+    n_items = n_items or (4 if loss == "squared" else 7)
+    data = data_for(loss, n_users=n_users, n_items=n_items, n=n)
     return MatrixFactorization(**keywords).fit(data, sample_weight=weights)
 
 
@@ -90,13 +91,32 @@ def test_the_naive_recursion(kernels, case):
 
 
 @pytest.mark.parametrize("kernels", BACKENDS, ids=str)
-def test_what_shrinks_to_nothing_stays_finite(kernels):
-    """Shrunk tenfold at every touch, and over many stages."""
+def test_what_shrinks_to_nothing_amid_a_stage(kernels):
+    """Shrunk tenfold at each of 15 touches of the user: past 1e-10 it goes into the matrix."""
     trajectory = fit(
-        n_epochs=4, learning_rate=0.45, regularization=2.0, init_scale=0.01
+        n_users=1, n_items=15, n=15, learning_rate=0.45, regularization=2.0, init_scale=0.01
     ).trajectory_
-    got, expected = roll_back(kernels, trajectory), naively(trajectory)
-    assert_near(got, expected, 1e-8)
+    got, expected = roll_back(kernels, trajectory)[0], naively(trajectory)[0]
+    sizes = np.linalg.norm(expected, axis=1)
+    assert sizes.min() > 0
+    errors = np.linalg.norm(got - expected, axis=1)
+    assert np.all(errors <= 1e-8 * sizes)
+
+
+def test_no_rows_of_large_matrices():
+    trajectory = fit(n_factors=33).trajectory_
+    program = trajectory.program
+    end = program.enter(trajectory.end).tables
+    side = curvature_rollback._side(True, np.arange(2), end)
+    every = np.ones(len(program.examples.users), bool)
+    credited = curvature_rollback._no_changes(program, program.examples.users, every)
+    stage = next(backward(trajectory, memory_budget=2**30))
+    touches = curvature_rollback._touches(side, program.examples.users, stage, credited.places)
+    BACKENDS[1].roll_back_rows(
+        side.state, touches, True, stage.log, program.hyper(0), 0, credited.rows, credited.biases,
+        2, 2,
+    )  # fmt: skip
+    assert not credited.rows.any()
 
 
 def test_rows_without_touches_and_of_other_parts_stay_as_they_are():

@@ -18,7 +18,7 @@ def compiled() -> list[Compiled]:
         *(in_registers(np.float32, width, False) for width in (16, 64, 128)),
         in_registers(np.float32, 64, True),
         in_registers(np.float64, 32, False),
-        in_memory(np.float32, True),
+        in_memory(np.float64, False),
     ]
 
 
@@ -36,11 +36,11 @@ def in_registers(dtype: type, width: int, adagrad: bool) -> Compiled:
 
 def in_memory(dtype: type, adagrad: bool) -> Compiled:
     signature = (
-        *arguments(dtype), number, number, matrix(np.dtype(dtype).str[1:]), matrix("i4")
+        *arguments(dtype), matrix(np.dtype(dtype).str[1:]), matrix("i4")
     )  # fmt: skip
     threads = curvature.in_memory(dtype).threads
-    note = f"in memory {np.dtype(dtype)}{' adagrad' if adagrad else ''}"
-    return Compiled(curvature._in_memory(dtype, adagrad), signature, threads, 0, note)
+    note = f"k=64 in memory {np.dtype(dtype)}{' adagrad' if adagrad else ''}"
+    return Compiled(curvature._in_memory(64, dtype, adagrad), signature, threads, 0, note)
 
 
 def arguments(dtype: type) -> tuple:
