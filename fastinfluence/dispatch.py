@@ -136,7 +136,8 @@ def _torch_problem(device: str) -> str | None:
     try:
         torch.zeros(1, device=device).item()  # a 'meta' tensor has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        return f"torch {torch.__version__} has no such device: {str(error).splitlines()[0]}"
+        words = str(error).splitlines()[0].partition(". ")[0]
+        return f"torch {torch.__version__} has no such device: {words}"
     return None
 
 

@@ -192,7 +192,8 @@ def device_name() -> str:
 def driver_problem() -> str | None:
     """Why the driver cannot run what numba-cuda compiles; None if it can."""
     if not cuda.is_available():
-        return f"no NVIDIA driver or GPU was found ({_first_line(cuda.cuda_error())})"
+        why = _first_line(cuda.cuda_error()).rstrip(".")
+        return f"no NVIDIA GPU with a driver was found ({why}): install NVIDIA's driver for the GPU"
     driver, toolkit = driver_version(), toolkit_version()
     if driver[0] < toolkit[0]:
         return (
