@@ -145,7 +145,10 @@ class TestDriver:
 
     def test_no_driver(self, monkeypatch):
         found = self.asked(monkeypatch, driver=(0, 0), toolkit=(13, 0), there=False)
-        assert found == ("no NVIDIA driver or GPU was found (CUDA driver library cannot be found.)")
+        assert found == (
+            "no NVIDIA GPU with a driver was found (CUDA driver library cannot be found): install "
+            "NVIDIA's driver for the GPU"
+        )
 
     def test_older_than_the_toolkit(self, monkeypatch):
         found = self.asked(monkeypatch, driver=(12, 4), toolkit=(13, 0))
