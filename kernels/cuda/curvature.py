@@ -96,7 +96,7 @@ def _scale_beside(threads, k, work, factor):
 def _walk(matrix: Matrix, adagrad: bool) -> Any:
     """The function that takes one row back over its touches."""
     threads = matrix.threads
-    late = threads > 64  # rows fetched ahead would not fit the registers of eight warps
+    late = matrix.size == 0  # loops over matrices in memory leave no registers for rows
     scale_tile, shrink, update, multiply = (
         matrix.scale, matrix.shrink, matrix.update, matrix.multiply
     )  # fmt: skip
@@ -157,9 +157,7 @@ def _walk(matrix: Matrix, adagrad: bool) -> Any:
                 if adagrad:
                     rate = rate_of(shape, hyper, log, work, following, t)
             if batch + 2 < n_batches:
-                scale = plan(
-                    shape, adagrad, hyper, log, touches, first, e, scale, turn, work
-                )  # fmt: skip
+                scale = plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work)
             if batch > 0:
                 join(tile, k, work, groups, 1 - half)
                 if flush > 0:
