@@ -1,5 +1,5 @@
 """Compiled kernels: arrays in, arrays out. They know nothing of models, data or files.
 
-``cpu`` holds the Numba kernels; ``cuda`` and ``torch`` will hold their twins under the same
-names. Importing this package imports none of them.
+``cpu`` holds the Numba kernels; ``cuda`` and ``torch`` hold twins of them under the same names.
+Importing this package imports none of them.
 """

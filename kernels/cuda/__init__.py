@@ -1,1 +1,1 @@
-"""CUDA twins of the CPU kernels. Empty for now: they come with the GPU backend."""
+"""CUDA twins of the CPU kernels, written with numba-cuda."""
