@@ -62,10 +62,18 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     flags = {"lto": False, **options}
     if SIMULATED:
         return Kernel(function)
+    # A function in a closure has another name in every process: the cache would grow, never serve.
+    cached = not any(_holds_function(cell.cell_contents) for cell in function.__closure__ or ())
     try:
-        return cuda.jit(function, cache=True, **flags)
+        return cuda.jit(function, cache=cached, **flags)
     except RuntimeError:  # neither __pycache__ nor the user's cache folder is writable
         return cuda.jit(function, **flags)
+
+
+def _holds_function(held: Any) -> bool:
+    if isinstance(held, tuple):
+        return any(map(_holds_function, held))
+    return hasattr(held, "py_func")
 
 
 def inner_kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,29 @@ def test_the_table_is_that_of_these_kernels(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip(f"bench/registers.md was made by other compilers than {registers.versions()}")
     rows = [registers.row(module, entry) for module in MODULES for entry in compiled(module)]
     assert [line for line in table.splitlines() if line.startswith("| `")] == rows
+
+
+def test_the_disk_cache_knows_a_kernel_again() -> None:
+    """Kernels that are cached have the same key in every process."""
+    script = (
+        "import importlib, sys\n"
+        "from types import SimpleNamespace\n"
+        "codegen = SimpleNamespace(magic_tuple=lambda: (None, (9, 0)))\n"
+        f"for module in {MODULES!r}:\n"
+        "    for entry in importlib.import_module(f'compiled.{module}').compiled():\n"
+        "        key = getattr(entry.kernel._cache, '_index_key', lambda *_: None)\n"
+        "        print(entry.kernel.py_func.__name__, key(entry.signature, codegen))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert len(told[0].splitlines()) > 50
+    assert told[0] == told[1]
