@@ -39,6 +39,11 @@ def _load() -> Any:
             raise ImportError("numba.cuda is the one built into numba, not numba-cuda")
         if not SIMULATED:
             import numba.cuda.np.arrayobj  # noqa: F401  (the module that asks)
+            from numba.cuda.core import config
+
+            # A stratum has few blocks, and streams run side by side: no reason to warn at each
+            # launch, which where warnings are errors would be the end of it.
+            config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
     finally:
         if patched:
             del np.vstack

@@ -96,3 +96,12 @@ def test_the_disk_cache_knows_a_kernel_again() -> None:
     ]
     assert len(told[0].splitlines()) > 50
     assert told[0] == told[1]
+
+
+def test_small_grids_give_no_warning() -> None:
+    from numba.cuda.core import config
+
+    from fastinfluence.kernels.cuda import jit
+
+    assert jit.cuda is not None
+    assert config.CUDA_LOW_OCCUPANCY_WARNINGS == 0
