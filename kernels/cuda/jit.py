@@ -25,12 +25,15 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether kernels run in numba-cuda's simulator: so slow that blocks must be small."""
 
 
+_GONE = "row_stack"
+"""A name that numba-cuda <= 0.30.4 asks numpy for, which from 2.5 on no longer has it."""
+
+
 def _load() -> Any:
     """numba.cuda as numba-cuda makes it, not the deprecated one that numba brings."""
-    # numba-cuda <= 0.30.4 asks numpy for a name that numpy 2.5 no longer has.
-    patched = not hasattr(np, "row_stack")
+    patched = not hasattr(np, _GONE)
     if patched:
-        np.vstack = np.vstack
+        setattr(np, _GONE, np.vstack)
     try:
         import _numba_cuda_redirector  # noqa: F401  (its .pth is not read with pip --target)
         from numba import cuda
@@ -46,7 +49,7 @@ def _load() -> Any:
             config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
     finally:
         if patched:
-            del np.vstack
+            delattr(np, _GONE)
     return cuda
 
 

@@ -322,3 +322,13 @@ def test_memory_of_a_block_holds_nothing_to_begin_with():
 def test_errors_in_python_are_passed_on():
     with pytest.raises(ZeroDivisionError), jit.reported("dividing"):
         1 / 0  # noqa: B018
+
+
+def test_loading_lends_numpy_a_name_and_takes_it_back(monkeypatch):
+    """As on numpy 2.5, which has lost it."""
+    monkeypatch.delattr(np, jit._GONE, raising=False)
+    before = set(vars(np))
+    assert jit._load().implementation == "NVIDIA"
+    assert set(vars(np)) == before
+    assert not hasattr(np, jit._GONE)
+    assert np.vstack(([1], [2])).shape == (2, 1)
