@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import Kernels
-from hessian_cases import LOSSES, make_case
+from hessian_cases import LOSSES, by_training_index, make_case, panel_of, poisoned
 from oracles import hessian as oracle
 from planted import same_bits
 
@@ -31,20 +31,10 @@ def case_of(loss, options):
     return make_case(loss, **(defaults | options))
 
 
-def panel_of(case, seed=0):
-    shape = *case.parameters.shape, LANES
-    return np.random.default_rng(seed).standard_normal(shape).astype(case.dtype)
-
-
 def assert_near(got, expected, case):
     assert got.shape == expected.shape
     scale = max(1.0, np.abs(expected).max(initial=0))
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[case.dtype] * scale)
-
-
-def poisoned(*shape, case):
-    """Room for a result: what is not set stays NaN."""
-    return np.full(shape, np.nan, case.dtype)
 
 
 def slopes_of(hessian, case, panel):
@@ -84,12 +74,6 @@ def of_gradients(function, case):
         case.l2_of_edges, 0, len(case.users), out,
     )  # fmt: skip
     return out
-
-
-def by_training_index(case, numbers):
-    found = np.empty_like(numbers)
-    found[case.edges.examples] = numbers
-    return found
 
 
 @both

@@ -10,7 +10,7 @@ from oracles import hessian as oracle
 
 from fastinfluence.kernels.cpu.edge_losses import edge_losses
 from fastinfluence.kernels.cpu.losses import BPR, LOGISTIC, SQUARED
-from fastinfluence.kernels.structures import Edges
+from fastinfluence.kernels.structures import LANES, Edges
 
 LOSSES = {"squared": SQUARED, "logistic": LOGISTIC, "bpr": BPR}
 
@@ -137,3 +137,19 @@ def cases(draw, **fixed):
         "dtype": draw(st.sampled_from([np.float32, np.float64])),
     }
     return make_case(**(arguments | fixed))
+
+
+def panel_of(case, seed=0):
+    shape = *case.parameters.shape, LANES
+    return np.random.default_rng(seed).standard_normal(shape).astype(case.dtype)
+
+
+def poisoned(*shape, case):
+    """Room for a result: what is not set stays NaN."""
+    return np.full(shape, np.nan, case.dtype)
+
+
+def by_training_index(case, numbers):
+    found = np.empty_like(numbers)
+    found[case.edges.examples] = numbers
+    return found

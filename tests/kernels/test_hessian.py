@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hessian_cases import LOSSES, as_arrays, cases, make_case, write_losses
+from hessian_cases import (
+    LOSSES,
+    as_arrays,
+    by_training_index,
+    cases,
+    make_case,
+    panel_of,
+    poisoned,
+    write_losses,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import hessian as oracle
@@ -19,20 +28,10 @@ each_loss = pytest.mark.parametrize("loss", LOSSES)
 many = settings(deadline=None, max_examples=40)
 
 
-def panel_of(case, seed=0):
-    shape = *case.parameters.shape, LANES
-    return np.random.default_rng(seed).standard_normal(shape).astype(case.dtype)
-
-
 def assert_near(got, expected, case):
     assert got.shape == expected.shape
     scale = max(1.0, np.abs(expected).max(initial=0))
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[case.dtype] * scale)
-
-
-def poisoned(*shape, case):
-    """Room for a result: what is not set stays NaN."""
-    return np.full(shape, np.nan, case.dtype)
 
 
 def bounds_of(stop, cuts, start=0):
@@ -94,12 +93,6 @@ def blocks_of(case, cuts=()):
             case.naive.n_users, start, stop, out,
         )  # fmt: skip
     return out
-
-
-def by_training_index(case, numbers):
-    found = np.empty_like(numbers)
-    found[case.edges.examples] = numbers
-    return found
 
 
 # ---------------------------------------------------------------- the naive numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import Kernels, memory_of
-from hessian_cases import LOSSES, cases, make_case
+from hessian_cases import LOSSES, by_training_index, cases, make_case, panel_of, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import hessian as oracle
@@ -21,19 +21,10 @@ few = settings(deadline=None, max_examples=12, derandomize=True)
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
-def panel_of(case, seed=0):
-    shape = *case.parameters.shape, LANES
-    return np.random.default_rng(seed).standard_normal(shape).astype(case.dtype)
-
-
 def assert_near(got, expected, case):
     assert got.shape == expected.shape
     scale = max(1.0, np.abs(expected).max(initial=0))
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[case.dtype] * scale)
-
-
-def poisoned(*shape, case):
-    return np.full(shape, np.nan, case.dtype)
 
 
 def halves(stop, start=0):
@@ -105,12 +96,6 @@ def derivatives_of(case):
             case.naive.loss, case.parameters, case.edges, case.users, case.items, case.values,
             case.weights, case.share, case.naive.mean, case.naive.regularization, *part, *found,
         )  # fmt: skip
-    return found
-
-
-def by_training_index(case, numbers):
-    found = np.empty_like(numbers)
-    found[case.edges.examples] = numbers
     return found
 
 

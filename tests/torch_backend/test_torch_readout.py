@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import readout_cases
 from backends import Kernels, memory_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,52 +22,14 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 some_k = st.sampled_from([1, 2, 5, 10, 17, 70])
 
 
-def read_out(case, k, sign=1, totals=True, cut=False):
-    """Best k of every query; `cut`: the tiles of a side are called for one by one."""
-    dtype, n_queries = case.user_vectors.dtype, len(case.query_users)
-    top = Top(
-        np.full((n_queries, k), -np.inf, dtype),
-        np.full((n_queries, k), -1, np.int32),
-        np.zeros(n_queries if totals else 0),
-    )
-    starts, stops = case.own_bounds.T.copy()
-    users, items = case.query_users, case.query_items
-    for side, groups, columns, vectors, places in (
-        (case.user_side, users, items, case.item_vectors, case.own_places),
-        (case.item_side, items, users, case.user_vectors, case.own_item_places),
-    ):
-        ids = np.argsort(groups, kind="stable")
-        queries = Queries(ids, columns[ids], vectors)
-        units = READOUT.tile_units(side.pointers, pointers_of(groups, len(side.pointers) - 1))
-        bounds = [(unit, unit + 1) for unit in range(len(units))] if cut else [(0, len(units))]
-        for part in bounds:
-            exclusions = Exclusions(starts, stops, places)
-            READOUT.read_side(dtype.type(sign), side, queries, exclusions, units, *part, top)
-    READOUT.read_own(
-        dtype.type(sign), case.user_side, case.item_side,
-        Exclusions(starts, stops, case.own_places), case.own_item_places,
-        (case.item_vectors, case.user_vectors), users, items, top,
-    )  # fmt: skip
-    return top
+def one_by_one(part, n_units):
+    """Call for the tiles of a side one by one."""
+    for unit in range(n_units):
+        part((unit, unit + 1))
 
 
 def assert_like_oracle(case, k, sign=1, *, exact):
-    top = read_out(case, k, sign)
-    values, indices, totals = oracle.explain(case.influence, k, sign)
-    np.testing.assert_array_equal(top.indices == -1, indices == -1)
-    if exact:
-        np.testing.assert_array_equal(top.values, values)
-        np.testing.assert_array_equal(top.indices, indices)
-        np.testing.assert_array_equal(top.totals, totals)
-        return
-    close = {"rtol": 0, "atol": case.rounding}
-    np.testing.assert_allclose(top.values, values, **close)
-    sums = case.rounding * len(case.user_side.order)
-    np.testing.assert_allclose(top.totals, totals, rtol=1e-5, atol=sums)
-    for row_values, row_indices, truth in zip(top.values, top.indices, case.influence, strict=True):
-        listed = row_indices[row_indices >= 0]
-        assert len(set(listed.tolist())) == len(listed)
-        np.testing.assert_allclose(row_values[: len(listed)], sign * truth[listed], **close)
+    readout_cases.assert_like_oracle(READOUT, case, k, sign, exact)
 
 
 # ---------------------------------------------------------------- lists
@@ -101,7 +64,11 @@ def test_more_queries_than_a_tile_holds():
 
 def test_however_the_work_is_cut():
     case = make_case(n_users=6, n_items=9, n_train=200, n_queries=80, kind="whole")
-    for whole, parts in zip(read_out(case, 10), read_out(case, 10, cut=True), strict=True):
+    for whole, parts in zip(
+        readout_cases.read_out(READOUT, case, 10),
+        readout_cases.read_out(READOUT, case, 10, cut=one_by_one),
+        strict=True,
+    ):
         np.testing.assert_array_equal(whole, parts)
 
 
@@ -110,21 +77,24 @@ def test_memory_bounds_the_batches(monkeypatch):
     from fastinfluence.kernels.torch import batches
 
     case = make_case(n_users=6, n_items=9, n_train=200, n_queries=80, kind="whole")
-    whole = read_out(case, 10)
+    whole = readout_cases.read_out(READOUT, case, 10)
     monkeypatch.setattr(batches, "CHUNK", 1)
-    for mine, its in zip(read_out(case, 10), whole, strict=True):
+    for mine, its in zip(readout_cases.read_out(READOUT, case, 10), whole, strict=True):
         np.testing.assert_array_equal(mine, its)
 
 
 def test_totals_are_left_out_on_request():
     case = make_case(n_train=100)
-    with_totals, without = read_out(case, 5), read_out(case, 5, totals=False)
+    with_totals, without = (
+        readout_cases.read_out(READOUT, case, 5),
+        readout_cases.read_out(READOUT, case, 5, totals=False),
+    )
     np.testing.assert_array_equal(with_totals.values, without.values)
     np.testing.assert_array_equal(with_totals.indices, without.indices)
 
 
 def test_no_training_examples():
-    top = read_out(make_case(n_train=0, n_queries=4), 3)
+    top = readout_cases.read_out(READOUT, make_case(n_train=0, n_queries=4), 3)
     assert (top.indices == -1).all()
     assert np.isneginf(top.values).all()
     assert not top.totals.any()
