@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from backends import why_no_cuda
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # its case builders
+
+
+if os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0"):
+    from emulated import device
+
+    device.install(pytest.MonkeyPatch())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-__all__ = ["ARCHITECTURES", "Compiled", "Resources", "assemble", "why_not"]
+__all__ = ["ARCHITECTURES", "Compiled", "Resources", "assemble", "ptx_of", "why_not"]
 
 ARCHITECTURES = ((8, 0), (9, 0))
 
@@ -87,7 +87,7 @@ def assemble(compiled: Compiled, architecture: tuple[int, int]) -> Resources:
 
 @cache
 def _resources(kernel: Any, signature: Any, architecture: tuple[int, int]) -> Resources:
-    ptx = _ptx(kernel, signature, architecture)
+    ptx = ptx_of(kernel, signature, architecture)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
@@ -109,7 +109,7 @@ def _resources(kernel: Any, signature: Any, architecture: tuple[int, int]) -> Re
     )
 
 
-def _ptx(kernel: Any, signature: Any, architecture: tuple[int, int]) -> str:
+def ptx_of(kernel: Any, signature: Any, architecture: tuple[int, int]) -> str:
     from numba.cuda import dispatcher
 
     from fastinfluence.kernels.cuda.jit import cuda
