@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from functools import cache
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from . import machine, ptx
 __all__ = ["Array", "install"]
 
 _memory = machine.Memory()
+_one_at_a_time = threading.Lock()
 
 
 class Array:
@@ -133,7 +135,8 @@ def _launcher(kernel: Any, configuration: Any) -> Any:
 
     def launch(*arguments: Any) -> None:
         signature = tuple(map(numba.typeof, map(_host, arguments)))
-        program = _program(kernel, signature)
+        with _one_at_a_time:
+            program = _program(kernel, signature)
         given = [value for argument in arguments for value in _flat(argument)]
         assert len(given) == len(program.parameters), (kernel, len(given), len(program.parameters))
         kinds = {"u64": "i8", "u32": "i4", "u16": "i2", "u8": "u1", "f32": "f4", "f64": "f8"}
@@ -142,7 +145,8 @@ def _launcher(kernel: Any, configuration: Any) -> Any:
             number = np.asarray(value)
             to = np.dtype(kinds[kind])
             packed.append(number.astype(to)[()] if number.dtype.itemsize != to.itemsize else number.view(to)[()])
-        machine.run(program, _memory, three(grid), three(block), int(shared), packed)
+        with _one_at_a_time:
+            machine.run(program, _memory, three(grid), three(block), int(shared), packed)
 
     return launch
 
@@ -157,12 +161,15 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cuda, "to_device", _to_device)
     patch.setattr(cuda, "device_array", lambda shape, dtype: Array(shape, dtype))
     patch.setattr(cuda, "pinned_array", lambda shape, dtype: np.empty(shape, dtype))
-    patch.setattr(cuda, "stream", _Stream)
+    patch.setattr(cuda, "per_thread_default_stream", _Stream)
     patch.setattr(cuda, "event", _Event)
     patch.setattr(cuda, "is_available", lambda: True)
     patch.setattr(cuda.cudadrv.driver, "device_memset", _memset)
-    info = SimpleNamespace(get_memory_info=lambda: SimpleNamespace(free=2**30, total=2**30))
+    info = SimpleNamespace(
+        get_memory_info=lambda: SimpleNamespace(free=2**30, total=2**30),
+        memory_manager=SimpleNamespace(deallocations=[]),  # nothing is put off
+    )
     patch.setattr(cuda, "current_context", lambda: info)
-    device = SimpleNamespace(MULTIPROCESSOR_COUNT=4, name=b"emulated", compute_capability=(9, 0))
+    device = SimpleNamespace(id=0, MULTIPROCESSOR_COUNT=4, name=b"emulated", compute_capability=(9, 0))
     patch.setattr(cuda, "get_current_device", lambda: device)
     patch.setattr(jit, "driver_problem", lambda: None)

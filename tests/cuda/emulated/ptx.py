@@ -213,6 +213,12 @@ def _expression(operation: str, sources: list[str]) -> str:
         wide = _dtype(f"{kind[0]}{2 * int(kind[1:])}").name
         a, b = (f"np.asarray({_value(s, kind)}).astype('{wide}')" for s in sources)
         return f"{a} * {b}"
+    if name == "popc":
+        return f"np.bitwise_count({_value(sources[0], 'u' + kind[1:])}).astype('int32')"
+    if name == "clz":
+        return f"leading_zeros({_value(sources[0], 'u' + kind[1:])}, {kind[1:]})"
+    if name == "brev":
+        return f"reversed_bits({_value(sources[0], 'u' + kind[1:])}, {kind[1:]})"
     if name == "mul.hi":
         return f"high_product({_value(sources[0], kind)}, {_value(sources[1], kind)})"
     values = [_value(s, kind) for s in sources]
