@@ -272,7 +272,7 @@ def _train(trajectory: Trajectory, seed: int, number: int) -> Tables:
             seed,
             number,
         )
-    if not all(np.isfinite(table).all() for table in state.tables):
+    if not dispatch.memory().all_finite(state.tables):
         raise DivergenceError(
             "training under the masks of TurnOverDropout diverged, for it goes twice as far along "
             f"the factors it keeps: train the model with a lower learning_rate (now "

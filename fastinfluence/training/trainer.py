@@ -112,10 +112,8 @@ def _checkpoint_stride(state: Any, n_epochs: int, memory_budget: int) -> int:
 
 
 def _check_finite(loss: float, state: Any, epoch: int, program: Any) -> None:
-    if np.isfinite(loss):
-        tables = dispatch.memory(program.device).fetch(state.tables)
-        if all(np.isfinite(table).all() for table in tables):
-            return
+    if np.isfinite(loss) and dispatch.memory(program.device).all_finite(state.tables):
+        return
     raise DivergenceError(
         f"training diverged in epoch {epoch} (loss {loss}): lower learning_rate "
         f"(now {program.recipe.learning_rate:g}) or raise regularization "

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["copied", "empty", "fetch", "put", "store", "zeros"]
+__all__ = ["all_finite", "copied", "empty", "fetch", "put", "store", "zeros"]
 
 
 def put(given: Any) -> Any:
@@ -48,3 +48,8 @@ def copied(given: Any) -> Any:
     new = zeros(given.shape, given.dtype)
     new[...] = given
     return new
+
+
+def all_finite(arrays: tuple[Any, ...]) -> bool:
+    """Whether no array holds NaN or infinity."""
+    return all(bool(np.isfinite(array).all()) for array in arrays)

@@ -1,13 +1,20 @@
 """Arrays on the device: there, back, and room for new ones."""
 
+import gc
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..errors import DeviceError, DeviceMemoryError
 from . import pages
-from .jit import SIMULATED, cuda, reported, stream
+from .jit import SIMULATED, cuda, kernel, launch, processors, reported, stream
 
-__all__ = ["copied", "empty", "fetch", "free_bytes", "put", "store", "zeros"]
+__all__ = ["all_finite", "copied", "empty", "fetch", "free_bytes", "put", "store", "zeros"]
+
+_THREADS = 32 if SIMULATED else 256
+_PER_PROCESSOR = 1 if SIMULATED else 8  # blocks
 
 
 def put(given: Any) -> Any:
@@ -21,21 +28,71 @@ def put(given: Any) -> Any:
 
     Raises
     ------
+    DeviceError
+        An array of another library lies on another GPU.
     DeviceMemoryError
         There is no room for it.
     """
     if isinstance(given, tuple):
         return _each(put, given)
     if isinstance(given, np.ndarray):
-        with reported(f"{given.nbytes:,} bytes for an array {given.shape}"):
-            if given.nbytes >= pages.LARGE:
-                return pages.staged(np.ascontiguousarray(given))
-            found = cuda.to_device(np.ascontiguousarray(given), stream=stream())
-            stream().synchronize()
-        return found
+        return _with_room(
+            lambda: _copied_there(np.ascontiguousarray(given)), given.shape, given.nbytes
+        )
     if hasattr(given, "__cuda_array_interface__") and not hasattr(given, "copy_to_host"):
-        return cuda.as_cuda_array(given)  # torch's, cupy's: the same memory
+        with reported(f"taking over an array of {type(given).__module__}"):
+            return _taken_over(given)
     return given
+
+
+def _copied_there(given: Any) -> Any:
+    if given.nbytes >= pages.LARGE:
+        return pages.staged(given)
+    found = cuda.to_device(given, stream=stream())
+    stream().synchronize()
+    return found
+
+
+def _with_room(make: Callable[[], Any], shape: Any, size: int) -> Any:
+    """What `make` makes; if there is no room, once more without what nobody can use any longer.
+
+    Arrays that hang in a cycle of references are freed by Python's own collector alone, which
+    does not know that memory on the device is short.
+    """
+    what = f"{size:,} bytes for an array {shape}"
+    try:
+        with reported(what):
+            return make()
+    except DeviceMemoryError:
+        pass
+    gc.collect()
+    with reported(what):
+        return make()
+
+
+def _taken_over(given: Any) -> Any:
+    """An array of torch, cupy, ...: the same memory, once all that fills it is done."""
+    interface = given.__cuda_array_interface__
+    pointer = interface["data"][0]
+    if pointer and (number := _gpu_of(pointer)):
+        raise DeviceError(
+            f"an array {tuple(interface['shape'])} of {type(given).__module__} lies on GPU "
+            f"{number}, and CUDA kernels run on GPU 0: move it there, or start Python with "
+            f"CUDA_VISIBLE_DEVICES={number}"
+        )
+    if interface["version"] < 3:  # does not say on which stream it is filled: torch's is of 2
+        cuda.synchronize()
+    return cuda.as_cuda_array(given)
+
+
+def _gpu_of(pointer: int) -> int:
+    """Number of the GPU that memory belongs to."""
+    if SIMULATED:
+        return 0
+    driver = cuda.cudadrv.driver
+    kind = driver.binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    cuda.current_context()  # the driver answers only where there is one
+    return int(driver.driver.cuPointerGetAttribute(kind, driver.binding.CUdeviceptr(pointer)))
 
 
 def fetch(given: Any) -> Any:
@@ -64,8 +121,7 @@ def store(target: Any, source: Any) -> None:
 def empty(shape: Any, dtype: Any) -> Any:
     """Room for an array."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    with reported(f"{size:,} bytes for an array {shape}"):
-        return cuda.device_array(shape, dtype)
+    return _with_room(lambda: cuda.device_array(shape, dtype), shape, size)
 
 
 def zeros(shape: Any, dtype: Any) -> Any:
@@ -91,11 +147,30 @@ def copied(given: Any) -> Any:
     return found
 
 
+@kernel
+def look_for_nan(numbers, found):
+    for i in range(cuda.grid(1), numbers.shape[0], cuda.gridsize(1)):
+        if not math.isfinite(numbers[i]):
+            found[0] = 1
+
+
+def all_finite(arrays: tuple[Any, ...]) -> bool:
+    """Whether no array on the device, without gaps, holds NaN or infinity; a flag comes back."""
+    found = zeros(1, np.int32)
+    for array in arrays:
+        blocks = min(-(-array.size // _THREADS), processors() * _PER_PROCESSOR)
+        launch(look_for_nan, blocks, _THREADS, array.reshape(array.size), found)
+    return int(fetch(found)[0]) == 0
+
+
 def free_bytes() -> int:
     """Memory that is left on the device."""
     if SIMULATED:
         return 2**30
-    return int(cuda.current_context().get_memory_info().free)
+    context = cuda.current_context()
+    # numba-cuda puts off freeing until ten arrays, or a fifth of the memory, have come together.
+    context.memory_manager.deallocations.clear()
+    return int(context.get_memory_info().free)
 
 
 def _each(function: Any, parts: tuple[Any, ...]) -> Any:

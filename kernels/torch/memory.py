@@ -90,6 +90,11 @@ class On:
         with reported(f"a copy of an array {tuple(given.shape)}"):
             return given.clone()
 
+    def all_finite(self, arrays: tuple[Any, ...]) -> bool:
+        """Whether no tensor holds NaN or infinity."""
+        with reported("looking for NaN"):
+            return all(bool(torch.isfinite(array).all()) for array in arrays)
+
     def free_bytes(self) -> int:
         """Memory that is left on the device; of the machine where torch does not tell."""
         tell = getattr(getattr(torch, self.device.type, None), "mem_get_info", None)

@@ -198,6 +198,15 @@ def test_copies_and_overwriting():
     assert memory.free_bytes() > 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("place", [0, 99])
+def test_whether_all_is_finite(place, bad):
+    arrays = np.ones((2, 3), np.float32), np.zeros((0, 3)), np.full((50, 2), 1e308)
+    assert memory.all_finite(memory.put(arrays)) is True
+    arrays[2].flat[place] = bad
+    assert memory.all_finite(memory.put(arrays)) is False
+
+
 # ---------------------------------------------------------------- errors
 
 

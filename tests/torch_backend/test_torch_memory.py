@@ -68,6 +68,14 @@ def test_room_copies_and_overwriting(memory):
     assert memory.free_bytes() > 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_whether_all_is_finite(memory, bad):
+    there = memory.put((np.ones((2, 3), np.float32), np.zeros(0), np.ones(4)))
+    assert memory.all_finite(there)
+    there[2][3] = bad
+    assert not memory.all_finite(there)
+
+
 def test_a_tensor_on_another_device(memory):
     with pytest.raises(DeviceError, match=r"a tensor of shape \(2, 3\) is on meta.*on cpu"):
         memory.put(torch.zeros(2, 3, device="meta"))
