@@ -176,10 +176,11 @@ def _read_pages(
     """Read a side on a device other than the CPU."""
     kernels, memory = dispatch.kernels("readout", device), dispatch.memory(device)
     lists, vectors, there = memory.put(top), memory.put(queries.vectors), memory.put(exclusions)
+    places: npt.NDArray[np.int64] | None = None  # in CPU memory, once there is a second page
     for page in pages(side, query_pointers, device):
         if page.place:  # the places of a page are counted from its own first row
-            places = memory.fetch(exclusions.places) - page.place
-            there = there._replace(places=memory.put(places))
+            places = memory.fetch(exclusions.places) if places is None else places
+            there = there._replace(places=memory.put(places - page.place))
         bounds = query_pointers[page.first : page.last + 1]
         some = slice(bounds[0], bounds[-1])
         asked = memory.put(Queries(queries.ids[some], queries.columns[some], vectors))
