@@ -174,7 +174,7 @@ def _roll_back(
     held: tuple[Codes, Codes] | None,
     n_threads: int,
     show_progress: bool | None,
-    device: str = "cpu",
+    device: str,
 ) -> tuple[Changes, Changes]:
     """Changes credited to all examples, or to those of some users and items."""
     program, examples = trajectory.program, trajectory.program.examples
@@ -260,7 +260,7 @@ def _no_changes(
     program: Program,
     rows: npt.NDArray[np.int32],
     ours: npt.NDArray[np.bool_],
-    device: str = "cpu",
+    device: str,
 ) -> Changes:
     """Room for the changes of some visits, row after row: a walk then writes next to itself."""
     count_sort = dispatch.kernels("grouping").count_sort
@@ -274,7 +274,7 @@ def _no_changes(
 
 
 def _chunks(
-    trajectory: Trajectory, rows: list[Codes], most: int = 2**31, device: str = "cpu"
+    trajectory: Trajectory, rows: list[Codes], most: int, device: str
 ) -> Iterator[list[_Side]]:
     """At most `most` rows whose matrices fit the memory together, with their matrices."""
     k = trajectory.recipe.n_factors
@@ -296,7 +296,7 @@ def _padded(k: int) -> int:
     return -(-k // LANES) * LANES
 
 
-def _side(of_users: bool, rows: Codes, end: Tables, device: str = "cpu") -> _Side:
+def _side(of_users: bool, rows: Codes, end: Tables, device: str) -> _Side:
     """Behind the last step: matrices that change nothing, and the rows as training left them."""
     factors = end.user_factors if of_users else end.item_factors
     biases = end.user_biases if of_users else end.item_biases
@@ -321,7 +321,7 @@ def _touches(
     users: npt.NDArray[np.int32],
     stage: Stage,
     places: Codes,
-    device: str = "cpu",
+    device: str,
 ) -> Touches:
     """Which logged steps touched the rows of a side, row after row."""
     memory, log = dispatch.memory(device), stage.log
@@ -353,7 +353,7 @@ def _walk(
     stage: Stage,
     credited: Changes,
     n_threads: int,
-    device: str = "cpu",
+    device: str,
 ) -> None:
     roll_back_rows = dispatch.kernels("curvature", device).roll_back_rows
 

@@ -26,7 +26,7 @@ def fit(data, *, sample_weight=None, **keywords):
 
 def rolled_back(trajectory, held=None, n_threads=1):
     """Changes of the users' rows, of the items', and of both biases, in training order."""
-    sides = curvature_rollback._roll_back(trajectory, held, n_threads, False)
+    sides = curvature_rollback._roll_back(trajectory, held, n_threads, False, "cpu")
     biases = np.stack([side.biases[side.places] for side in sides])
     return [*(side.rows[side.places] for side in sides), biases]
 
@@ -291,11 +291,12 @@ def test_what_has_all_but_vanished_is_zero():
     model = fit(data, n_epochs=400, learning_rate=0.3, regularization=0.5, dtype="float32")
     program = model.trajectory_.program
     rows = [np.array([0]), np.array([], np.int64)]
-    (side,) = next(curvature_rollback._chunks(model.trajectory_, rows))
-    changes = curvature_rollback._no_changes(program, program.examples.users, np.ones(40, bool))
+    (side,) = next(curvature_rollback._chunks(model.trajectory_, rows, 1, "cpu"))
+    users = program.examples.users
+    changes = curvature_rollback._no_changes(program, users, np.ones(40, bool), "cpu")
     for stage in backward.backward(model.trajectory_, memory_budget=2**20):
-        touches = curvature_rollback._touches(side, program.examples.users, stage, changes.places)
-        curvature_rollback._walk(side, touches, program, stage, changes, 1)
+        touches = curvature_rollback._touches(side, users, stage, changes.places, "cpu")
+        curvature_rollback._walk(side, touches, program, stage, changes, 1, "cpu")
     matrix = side.state.matrices[0, :5, :5]
     assert ((matrix == 0) | (np.abs(matrix) > np.finfo(np.float32).tiny)).all()
     assert (matrix == 0).any()
