@@ -114,6 +114,10 @@ def cuda_problem() -> str | None:
     return None if jit.SIMULATED else jit.driver_problem()
 
 
+if hasattr(os, "register_at_fork"):  # what CUDA is in this process it is not in a copy
+    os.register_at_fork(after_in_child=cuda_problem.cache_clear)
+
+
 def cuda_name() -> str:
     """The GPU: its name, memory and compute capability."""
     from fastinfluence.kernels.cuda import jit

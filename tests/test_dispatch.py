@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -131,20 +133,32 @@ def test_info_says_what_was_chosen_and_why(monkeypatch):
     importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed"
 )
 class TestDriver:
-    """The driver against the toolkit that the kernels are compiled with."""
+    """The driver and the toolkit that the kernels are compiled with."""
 
-    def asked(self, patch, *, driver, toolkit, there=True):
+    NO_DRIVER = "Error at driver init: \n\nCUDA driver library cannot be found.\nInstall it.\n:"
+
+    def asked(
+        self, patch, *, driver=(13, 0), toolkit=(13, 0), there=True, error=None, pid=None, runs=None
+    ):
         from fastinfluence.kernels.cuda import jit
 
-        error = "Error at driver init: \n\nCUDA driver library cannot be found.\nInstall it.\n:"
-        stand_in = SimpleNamespace(is_available=lambda: there, cuda_error=lambda: error)
+        def answer(given):
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        of_numba = SimpleNamespace(driver=SimpleNamespace(driver=SimpleNamespace(pid=pid)))
+        stand_in = SimpleNamespace(
+            is_available=lambda: there, cuda_error=lambda: error, cudadrv=of_numba
+        )
         patch.setattr(jit, "cuda", stand_in)
         patch.setattr(jit, "driver_version", lambda: driver)
-        patch.setattr(jit, "toolkit_version", lambda: toolkit)
+        patch.setattr(jit, "toolkit_version", lambda: answer(toolkit))
+        patch.setattr(jit, "_run_a_kernel", lambda: answer(runs))
         return jit.driver_problem()
 
     def test_no_driver(self, monkeypatch):
-        found = self.asked(monkeypatch, driver=(0, 0), toolkit=(13, 0), there=False)
+        found = self.asked(monkeypatch, there=False, error=self.NO_DRIVER)
         assert found == (
             "no NVIDIA GPU with a driver was found (CUDA driver library cannot be found): install "
             "NVIDIA's driver for the GPU"
@@ -157,7 +171,45 @@ class TestDriver:
 
     @pytest.mark.parametrize("driver", [(13, 0), (13, 2), (14, 0)])
     def test_new_enough(self, monkeypatch, driver):
-        assert self.asked(monkeypatch, driver=driver, toolkit=(13, 2)) is None
+        assert self.asked(monkeypatch, driver=driver, toolkit=(13, 2), pid=os.getpid()) is None
+
+    def test_no_compiler(self, monkeypatch):
+        found = self.asked(monkeypatch, there=False)
+        assert found.startswith("libNVVM, which compiles kernels, was not found: pip install")
+        found = self.asked(monkeypatch, toolkit=RuntimeError("Failed to dlopen libnvrtc.so.13"))
+        assert found.startswith("NVRTC, which kernels need, was not found (Failed to dlopen libnv")
+
+    def test_kernels_that_do_not_run(self, monkeypatch):
+        """For whatever reason: another's GPU, one the compiler does not know, a driver too old."""
+        refused = DeviceError("kernel look_for_nan failed: CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+        found = self.asked(monkeypatch, driver=(13, 2), runs=refused)
+        assert found == f"kernels do not run on the GPU: {refused}"
+        found = self.asked(monkeypatch, toolkit=(13, 5), runs=refused)
+        assert found == (
+            f"kernels do not run on the GPU: {refused}; the NVIDIA driver knows CUDA 13.0, the "
+            "toolkit installed is 13.5: pip install 'cuda-toolkit==13.0.*', or update the driver"
+        )
+
+    def test_a_process_that_was_forked_off_one_with_cuda(self, monkeypatch):
+        found = self.asked(monkeypatch, pid=os.getpid() + 1)
+        assert "before this process was forked: start processes with 'spawn'" in found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_asks_anew():
+    script = """
+import os
+from fastinfluence import dispatch
+
+dispatch.find_spec = lambda name: None
+dispatch.cuda_problem()
+assert dispatch.cuda_problem.cache_info().currsize == 1
+child = os.fork()
+if child == 0:
+    os._exit(dispatch.cuda_problem.cache_info().currsize)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_memory_of_the_cpu_is_where_arrays_are_already():

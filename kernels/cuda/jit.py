@@ -6,7 +6,7 @@ of numba-cuda turns off: the compiler may contract a product and a sum. Where bi
 
 Every host function of this package returns when its work is done: a fault is reported by the
 call that made it, and `dispatch.run_parts` may call it from several threads, each of which has
-a stream of its own.
+a stream of its own. All is done on the first GPU that CUDA shows.
 """
 
 import functools
@@ -91,14 +91,28 @@ def inner_kernel(function: Callable[..., Any] | None = None, **options: Any) -> 
     return function if SIMULATED else cuda.jit(function, device=True, **options)
 
 
-_threads = threading.local()
-
-
 def stream() -> Any:
-    """The stream of this thread."""
-    if not hasattr(_threads, "stream"):
-        _threads.stream = cuda.stream()
-    return _threads.stream
+    """The stream of this thread, which the driver keeps for it.
+
+    It waits for the default stream, on which other libraries work, and that one for it.
+
+    Raises
+    ------
+    DeviceError
+        This thread is on another GPU than the first: those that `dispatch.run_parts` starts are
+        not, and what is in the memory of one GPU is none of another's.
+    """
+    if not SIMULATED and (number := cuda.get_current_device().id):
+        raise DeviceError(
+            f"GPU {number} is the current one of this thread, and CUDA kernels run on GPU 0: make "
+            f"that current, or start Python with CUDA_VISIBLE_DEVICES={number}"
+        )
+    return _stream_of_each_thread()
+
+
+@functools.cache
+def _stream_of_each_thread() -> Any:
+    return cuda.per_thread_default_stream()
 
 
 def launch(
@@ -181,7 +195,7 @@ class reported:
         if not isinstance(error, Exception) or isinstance(error, DeviceError):
             return
         words = f"{type(error).__name__}: {error}"
-        if "OUT_OF_MEMORY" in words or isinstance(error, MemoryError):
+        if "OUT_OF_MEMORY" in words:  # a MemoryError is one of CPU memory
             raise DeviceMemoryError(f"out of device memory: {self.what}: {error}") from error
         if kind.__module__.startswith(("numba.cuda", "cuda.")) or "CUDA" in words:
             raise DeviceError(f"{self.what} failed: {words}") from error
@@ -206,18 +220,43 @@ def device_name() -> str:
 
 
 def driver_problem() -> str | None:
-    """Why the driver cannot run what numba-cuda compiles; None if it can."""
+    """Why kernels cannot be compiled and run here, which is tried out; None if they can."""
+    if cuda.cudadrv.driver.driver.pid not in (None, os.getpid()):
+        return "CUDA was used before this process was forked: start processes with 'spawn'"
     if not cuda.is_available():
+        if cuda.cuda_error() is None:
+            return "libNVVM, which compiles kernels, was not found: " + _INSTALL
         why = _first_line(cuda.cuda_error()).rstrip(".")
         return f"no NVIDIA GPU with a driver was found ({why}): install NVIDIA's driver for the GPU"
-    driver, toolkit = driver_version(), toolkit_version()
+    try:
+        driver, toolkit = driver_version(), toolkit_version()
+    except Exception as error:  # of a library that is not there, or not whole
+        return f"NVRTC, which kernels need, was not found ({_first_line(error)}): {_INSTALL}"
+    versions = (
+        f"the NVIDIA driver knows CUDA {driver[0]}.{driver[1]}, the toolkit installed is "
+        f"{toolkit[0]}.{toolkit[1]}: "
+    )
     if driver[0] < toolkit[0]:
-        return (
-            f"the NVIDIA driver knows CUDA {driver[0]}.{driver[1]}, the toolkit installed is "
-            f"{toolkit[0]}.{toolkit[1]}: pip install 'fastinfluence[cuda{driver[0]}]', or update "
-            "the driver"
-        )
+        return f"{versions}pip install 'fastinfluence[cuda{driver[0]}]', or update the driver"
+    try:
+        _run_a_kernel()
+    except Exception as error:  # a GPU that is too old or too new, full, another's, broken
+        problem = f"kernels do not run on the GPU: {_first_line(error)}"
+        if driver >= toolkit:
+            return problem
+        wanted = f"'cuda-toolkit=={driver[0]}.{driver[1]}.*'"
+        return f"{problem}; {versions}pip install {wanted}, or update the driver"
     return None
+
+
+_INSTALL = "pip install 'fastinfluence[cuda13]' (or [cuda12], for older drivers)"
+
+
+def _run_a_kernel() -> None:
+    """Have a small kernel compiled and run."""
+    from . import memory
+
+    memory.all_finite((memory.zeros(1, np.float32),))
 
 
 def driver_version() -> tuple[int, int]:

@@ -18,10 +18,13 @@ if os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0"):
     device.install(pytest.MonkeyPatch())
 
 
+_WITHOUT_A_DEVICE = "test_compiled", "test_driver_cuda"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents and item.path.stem != "test_compiled":
+        if here in item.path.parents and item.path.stem not in _WITHOUT_A_DEVICE:
             item.add_marker(pytest.mark.gpu)
 
 

@@ -331,6 +331,9 @@ def test_memory_of_a_block_holds_nothing_to_begin_with():
 def test_errors_in_python_are_passed_on():
     with pytest.raises(ZeroDivisionError), jit.reported("dividing"):
         1 / 0  # noqa: B018
+    with pytest.raises(MemoryError) as caught, jit.reported("copying to the CPU"):
+        raise MemoryError
+    assert not isinstance(caught.value, DeviceError)  # it was no memory of a device
 
 
 def test_loading_lends_numpy_a_name_and_takes_it_back(monkeypatch):
