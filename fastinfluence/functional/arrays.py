@@ -21,7 +21,7 @@ def as_array(given: Any) -> Array:
     """As a numpy array, sharing memory wherever the other side allows it; copied from a GPU."""
     given = taken_over(given)
     if is_tensor(given) and given.device.type != "cpu":
-        given = given.detach().cpu()
+        given = given.cpu()
     elif hasattr(given, "copy_to_host"):
         return dispatch.memory("cuda").fetch(given)  # type: ignore[no-any-return]
     elif hasattr(given, "__cuda_array_interface__"):
@@ -31,7 +31,7 @@ def as_array(given: Any) -> Array:
         return np.from_dlpack(given)
     try:
         return np.asarray(given)
-    except (TypeError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
+    except (TypeError, RuntimeError) as error:  # an array of another device, say
         raise DataError(
             f"an array in CPU memory is needed, {type(given).__name__} cannot give one: {error}"
         ) from error

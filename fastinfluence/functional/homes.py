@@ -24,12 +24,17 @@ def is_tensor(array: Any) -> bool:
 def taken_over(array: Any) -> Any:
     """Hand an array back; as a tensor if it lies on a device and knows DLPack only.
 
+    Of a tensor that gradients are wanted of the same memory without them: no other library may
+    have it as it is.
+
     Raises
     ------
     DeviceError
         torch is not installed.
     """
-    if is_tensor(array) or not hasattr(array, "__dlpack_device__"):
+    if is_tensor(array):
+        return array.detach() if array.requires_grad else array
+    if not hasattr(array, "__dlpack_device__"):
         return array
     if hasattr(array, "__cuda_array_interface__") or array.__dlpack_device__()[0] in _IN_CPU_MEMORY:
         return array
@@ -68,8 +73,8 @@ class _Torch(Home):
         self.device = device
         if device.type == "cpu":
             self.backend = "cpu"
-        elif device.type == "cuda" and dispatch.cuda_problem() is None:
-            self.backend = "cuda"
+        elif device.type == "cuda" and not device.index and dispatch.cuda_problem() is None:
+            self.backend = "cuda"  # whose kernels run on the first GPU
         else:
             self.backend = f"torch:{device}"
 

@@ -11,7 +11,7 @@ from fastinfluence import dispatch, readout
 from fastinfluence.attribution.rows import Changes, RowStore
 from fastinfluence.errors import DataError
 from fastinfluence.functional.arrays import as_array, as_codes
-from fastinfluence.functional.homes import home_of
+from fastinfluence.functional.homes import home_of, taken_over
 from fastinfluence.kernels.structures import Record
 
 __all__ = ["Influences", "explain_mf", "pack_mf"]
@@ -73,7 +73,8 @@ def pack_mf(
         raise DataError(f"{n} rows, {len(u)} users and {len(i)} items do not match")
     backend = home_of(**rows._asdict()).backend
     memory, biases = dispatch.memory(backend), np.ascontiguousarray(as_array(rows.biases).T)
-    there = map(as_array if backend == "cpu" else memory.put, (rows.user_rows, rows.item_rows))
+    given = map(taken_over, (rows.user_rows, rows.item_rows))
+    there = map(as_array if backend == "cpu" else memory.put, given)
     of_users, of_items = (Changes(*side, np.arange(n)) for side in zip(there, biases, strict=True))
     count_sort = dispatch.kernels("grouping").count_sort
     return RowStore.build(

@@ -65,6 +65,21 @@ def test_tables_of_tensors_are_changed_in_place(problem):
         assert (mine.numpy() == its).all()
 
 
+def test_tables_of_tensors_that_gradients_are_wanted_of(problem):
+    """The parameters of a module, say."""
+    users, items, values, tables = problem
+    given = [tensor.requires_grad_() for tensor in tensors(tables)]
+    end, rows = F.rollback_mf(users, items, values, *given, n_epochs=1)
+    expected, _ = F.rollback_mf(users, items, values, *tables, n_epochs=1)
+    for mine, its in zip(end, expected, strict=True):
+        assert (mine.detach().numpy() == its).all()
+    rows = rows._replace(user_rows=rows.user_rows.requires_grad_())
+    F.pack_mf(rows, users, items, n_users=N_USERS, n_items=N_ITEMS)
+    F.sgd_mf(users, items, values, *given)
+    assert (given[0].detach().numpy() == expected.user_factors).all()
+    assert all(tensor.requires_grad for tensor in given)
+
+
 class Elsewhere(torch.Tensor):
     """A tensor that says it lies on another device."""
 
@@ -92,7 +107,8 @@ def test_tensors_on_different_devices(problem):
     ("place", "problem_of_cuda", "backend"),
     [
         ("cuda:0", None, "cuda"),
-        ("cuda:1", "no numba-cuda", "torch:cuda:1"),
+        ("cuda:0", "no numba-cuda", "torch:cuda:0"),
+        ("cuda:1", None, "torch:cuda:1"),
         ("mps", None, "torch:mps"),
         ("cpu", None, "cpu"),
     ],
