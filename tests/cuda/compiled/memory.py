@@ -10,8 +10,6 @@ from fastinfluence.kernels.cuda import memory
 
 def compiled() -> list[Compiled]:
     return [
-        Compiled(
-            memory.look_for_nan, (array(dtype, 1), array("i4", 1)), memory._THREADS, 0, dtype
-        )
+        Compiled(memory.look_for_nan, (array(dtype, 1), array("i4", 1)), memory._THREADS, 0, dtype)
         for dtype in ("f4", "f8")
     ]
