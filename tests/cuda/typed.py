@@ -64,7 +64,8 @@ def structure(name: str, dtype: str = "f4", **fields: Any) -> Any:
     """A named tuple of `structures`; `fields` replace the types of some of its fields."""
     kind = getattr(structures, name)
     found = dict(zip(kind._fields, map(_typed(dtype), _ARRAYS[name].split()), strict=True))
-    return types.NamedTuple(tuple((found | fields).values()), kind)
+    # Of one type throughout it is another type of tuple, as it is for arrays that are launched.
+    return types.BaseTuple.from_types(tuple((found | fields).values()), kind)
 
 
 def _typed(dtype: str) -> Any:
