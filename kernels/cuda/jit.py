@@ -140,17 +140,18 @@ def launch(
         An array is in CPU memory; the launch failed, or a kernel before it on this stream.
     DeviceMemoryError
     """
-    grid = (blocks,) if isinstance(blocks, int | np.integer) else tuple(blocks)
+    grid, block, shared = _whole(blocks), _whole(threads), int(shared)
     if min(grid) == 0:
         return
     name = kernel.py_func.__qualname__
     for number, argument in enumerate(arguments):
         _check_on_device(name, number, argument)
     if SIMULATED:
-        _simulate(kernel, grid, threads, arguments, shared)
+        with _one_at_a_time, reported(name):
+            kernel[grid, block, 0, shared](*map(_bare, arguments))
         return
-    with reported(f"kernel {name} (grid {blocks}, block {threads}, {shared} bytes shared)"):
-        kernel[blocks, threads, stream(), shared](*arguments)
+    with reported(f"kernel {name} (grid {grid}, block {block}, {shared} bytes shared)"):
+        kernel[grid, block, stream(), shared](*arguments)
         if wait:
             stream().synchronize()
 
@@ -158,9 +159,9 @@ def launch(
 _one_at_a_time = threading.RLock()
 
 
-def _simulate(kernel: Any, grid: Any, threads: Any, arguments: Any, shared: int) -> None:
-    with _one_at_a_time, reported(kernel.py_func.__qualname__):
-        kernel[tuple(map(int, grid)), threads, 0, shared](*map(_bare, arguments))
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """A tuple of Python's own integers: the only ones that numba-cuda launches with."""
+    return tuple(map(int, numbers if isinstance(numbers, tuple) else (numbers,)))
 
 
 def _bare(given: Any) -> Any:

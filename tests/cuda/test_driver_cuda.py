@@ -11,6 +11,7 @@ import gc
 import os
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from backends import SIMULATED, why_no_cuda
 from fastinfluence.errors import DeviceError, DeviceMemoryError
 from fastinfluence.kernels.structures import Side, Tables
 
+jit = pytest.importorskip("fastinfluence.kernels.cuda.jit", exc_type=ImportError)
 memory = pytest.importorskip("fastinfluence.kernels.cuda.memory", exc_type=ImportError)
 pages = pytest.importorskip("fastinfluence.kernels.cuda.pages", exc_type=ImportError)
 
@@ -221,6 +223,38 @@ def test_another_gpu_than_the_first(driver):
     driver.gpu.id = 1
     with pytest.raises(DeviceError, match=r"GPU 1 is the current .* CUDA_VISIBLE_DEVICES=1"):
         memory.put(np.arange(3))
+
+
+def looked_at(tables, flag, scale, n, out):
+    if flag:
+        out[0] = scale * tables.user_factors[0, 0] + n
+
+
+@pytest.mark.parametrize("number", [int, np.int64, np.int32])
+def test_what_a_launch_hands_over(driver, monkeypatch, number):
+    """Up to the call that no stand-in can take: cuda.core refuses integers of numpy in a grid."""
+    from cuda.core._kernel_arg_handler import ParamHolder
+    from numba.cuda import dispatcher
+    from numba.cuda.codegen import CUDACodeLibrary
+    from numba.cuda.cudadrv import driver as numba_driver
+
+    calls = []
+    function = SimpleNamespace(module=SimpleNamespace(initialized=True), kernel="compiled")
+    monkeypatch.setattr(CUDACodeLibrary, "get_cufunc", lambda library: function)
+    monkeypatch.setattr(numba_driver, "_to_core_stream", int)
+    monkeypatch.setattr(dispatcher, "launch", lambda *call: calls.append(call))
+    there = Tables(*memory.put((np.ones((2, 3)), np.ones((0, 3)), np.ones(2), np.ones(0))))
+    out, kernel = memory.zeros(1, np.float32), jit.cuda.jit(looked_at, lto=False)
+    settings = np.bool_(True), np.float32(2), number(5), out
+    jit.launch(kernel, number(7), (number(8), number(4)), there, *settings, shared=number(64))
+    jit.launch(kernel, (number(2), number(3)), number(32), there, *settings)
+    assert [(stream, name) for stream, _, name, *_ in calls] == [(PER_THREAD, "compiled")] * 2
+    sizes = [(config.grid, config.block, config.shmem_size) for _, config, *_ in calls]
+    assert sizes == [((7, 1, 1), (8, 4, 1), 64), ((2, 3, 1), (32, 1, 1), 0)]
+    (compiled,) = kernel.overloads.values()
+    for _, _, _, *given in calls:
+        assert len(given) == compiled.inspect_asm((9, 0)).partition(")")[0].count(".param")
+        ParamHolder(tuple(given))
 
 
 class Foreign:
