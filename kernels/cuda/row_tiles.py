@@ -11,6 +11,8 @@ branch around each would make them wait for one another.
 
 import functools
 
+import numpy as np
+
 from ..structures import LANES
 from .jit import SIMULATED, cuda, inner_kernel
 from .panels import decoder
@@ -49,40 +51,51 @@ def stages(dtype, element):
     decode, zero = decoder(element), dtype.type(0)
     depth, _, _, n_a, n_b = stage_sizes(dtype)
     a_room, b_room = depth * _A_PITCH, depth * _B_PITCH
-    # Remainders by shifts and masks: the compiler does not know that threads are not negative,
-    # and would keep what it works out for each of these numbers.
     bits = depth.bit_length() - 1
+
+    @inner_kernel(forceinline=True)
+    def number_of(i):
+        """Number in a stage of this thread's i-th coordinate.
+
+        The mask changes nothing, but tells the compiler how many threads there are and that none
+        is negative; and places are unsigned, for what signed ones below 0 stand for is worked out
+        each time. With neither a stage has twice the instructions beside its products.
+        """
+        return (cuda.threadIdx.x & THREADS - 1) + i * THREADS
 
     @inner_kernel(forceinline=True)
     def ask(queries, columns, sign, first, asked):
         """Take this thread's coordinates of the queries, from `first` on."""
         for i in range(n_a):
-            at = cuda.threadIdx.x + i * THREADS
+            at = number_of(i)
             f, column = first + (at & depth - 1), columns[at >> bits]
             inside = column >= 0 and f < queries.vectors.shape[1]
-            value = queries.vectors[column if inside else 0, f if inside else 0]
+            value = queries.vectors[np.uintp(column if inside else 0), np.uintp(f if inside else 0)]
             asked[i] = sign * value if inside else zero
 
     @inner_kernel(forceinline=True)
     def take(packed, panels, widths, d, first, taken):
         """Take this thread's coordinates of the rows, from `first` on."""
         for i in range(n_b):
-            at = cuda.threadIdx.x + i * THREADS
+            at = number_of(i)
             f, lane, panel = first + (at >> 4 & depth - 1), at & LANES - 1, at >> bits + 4
             inside = lane < widths[panel] and f < d
-            element = packed[panels[panel] + f * widths[panel] + lane if inside else 0]
+            place = panels[panel] + f * widths[panel] + lane if inside else 0
+            element = packed[np.uintp(place)]
             taken[i] = dtype.type(decode(element)) if inside else zero
 
     @inner_kernel(forceinline=True)
     def share(asked, taken, a, b, half):
         """Put what was taken where all threads find it."""
         for i in range(n_a):
-            at = cuda.threadIdx.x + i * THREADS
-            a[half * a_room + (at & depth - 1) * _A_PITCH + (at >> bits)] = asked[i]
+            at = number_of(i)
+            to = half * a_room + (at & depth - 1) * _A_PITCH + (at >> bits)
+            a[np.uintp(to)] = asked[i]
         for i in range(n_b):
-            at = cuda.threadIdx.x + i * THREADS
+            at = number_of(i)
             f, lane, panel = at >> 4 & depth - 1, at & LANES - 1, at >> bits + 4
-            b[half * b_room + f * _B_PITCH + panel * LANES + lane] = taken[i]
+            to = half * b_room + f * _B_PITCH + panel * LANES + lane
+            b[np.uintp(to)] = taken[i]
 
     @inner_kernel(forceinline=True)
     def multiply(a, b, half, n, sums):
