@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import DeviceError, DeviceMemoryError
 
-__all__ = ["SIMULATED", "cuda", "inner_kernel", "kernel", "launch", "stream"]
+__all__ = ["SIMULATED", "cuda", "inner_kernel", "kernel", "launch", "stream", "whole"]
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 """Whether kernels run in numba-cuda's simulator: so slow that blocks must be small."""
@@ -140,7 +140,7 @@ def launch(
         An array is in CPU memory; the launch failed, or a kernel before it on this stream.
     DeviceMemoryError
     """
-    grid, block, shared = _whole(blocks), _whole(threads), int(shared)
+    grid, block, shared = whole(blocks), whole(threads), int(shared)
     if min(grid) == 0:
         return
     name = kernel.py_func.__qualname__
@@ -159,8 +159,8 @@ def launch(
 _one_at_a_time = threading.RLock()
 
 
-def _whole(numbers: Any) -> tuple[int, ...]:
-    """A tuple of Python's own integers: the only ones that numba-cuda launches with."""
+def whole(numbers: Any) -> tuple[int, ...]:
+    """A tuple of Python's own integers: numpy's are no sizes to numba-cuda."""
     return tuple(map(int, numbers if isinstance(numbers, tuple) else (numbers,)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DeviceError, DeviceMemoryError
 from . import pages
-from .jit import SIMULATED, cuda, kernel, launch, processors, reported, stream
+from .jit import SIMULATED, cuda, kernel, launch, processors, reported, stream, whole
 
 __all__ = ["all_finite", "copied", "empty", "fetch", "free_bytes", "put", "store", "zeros"]
 
@@ -120,7 +120,8 @@ def store(target: Any, source: Any) -> None:
 
 def empty(shape: Any, dtype: Any) -> Any:
     """Room for an array."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    shape = whole(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     return _with_room(lambda: cuda.device_array(shape, dtype), shape, size)
 
 

@@ -165,6 +165,14 @@ def test_arrays_go_there_and_back(driver):
     assert not memory.fetch(memory.zeros((3, 5), np.float32)).any()
 
 
+@pytest.mark.parametrize("shape", [3, (3,), (3, 2), (0, 2)])
+def test_sizes_that_numpy_has_computed(driver, shape):
+    computed = np.int64(shape) if isinstance(shape, int) else tuple(map(np.int64, shape))
+    found = memory.fetch(memory.zeros(computed, np.float32))
+    assert found.shape == np.zeros(shape).shape
+    assert not found.any()
+
+
 def test_copies_and_overwriting(driver):
     first = Tables(*memory.put((np.ones((2, 3)), np.ones((0, 3)), np.ones(2), np.ones(0))))
     second = memory.copied(first)
