@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
-from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import LANES, Tables
 from fastinfluence.memory import aligned_zeros
-from fastinfluence.training.edges import edges_of
+from fastinfluence.training.edges import edges_of, l2_of, negatives_of, rows_of
 
 if TYPE_CHECKING:
     from fastinfluence.training.program import Program
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint"]
 
 Array = npt.NDArray[Any]
-Codes = npt.NDArray[np.int32]
 
 _ROOMS = ("_slope_room", "_bend_room")  # scratch memory
 _USERS, _ITEMS, _BOTH = (0,), (1,), (0, 1)  # sides: halves of the rows
@@ -85,9 +83,8 @@ class Endpoint:
         self.n_users, self.n_rows = data.n_users, data.n_users + data.n_items
         self.d, self.n, self.dtype = program.recipe.n_factors + 1, len(data), program.dtype
         self._program, self._n_threads = program, n_threads if device == "cpu" else 1
-        self._share = 1.0
         self._take(tables)
-        negatives = self._drawn()
+        negatives, self._share = negatives_of(program, self.N_DRAWS)
         edges, users, items = edges_of(data, negatives)
         values, weights = data.values[edges.examples], program.weights[edges.examples]
         self._edges, self._users, self._items = self._memory.put((edges, users, items))
@@ -97,23 +94,8 @@ class Endpoint:
     def _take(self, tables: Tables) -> None:
         self._tables = tables
         self.identity = object()  # the same of those that have the same Hessian
-        rows: Array = aligned_zeros((self.n_rows, self.d), self.dtype)
-        halves = (rows[: self.n_users], rows[self.n_users :])
-        for half, factors, biases in zip(halves, tables[:2], tables[2:], strict=True):
-            if factors.shape != (len(half), self.d - 1) or biases.shape != (len(half),):
-                raise DataError(
-                    f"factors of shape {factors.shape} and biases of {biases.shape} are no "
-                    f"{len(half):,} rows of {self.d - 1} factors"
-                )
-            half[:, :-1], half[:, -1] = factors, biases
-        if not np.isfinite(rows).all():
-            row = int((~np.isfinite(rows)).any(1).argmax())
-            of_user = row < self.n_users
-            kind, code = ("user", row) if of_user else ("item", row - self.n_users)
-            raise DataError(
-                f"the row of {kind} {code} holds NaN or infinity: the loss has no derivatives "
-                "there; train again with a lower learning_rate"
-            )
+        n_items = self.n_rows - self.n_users
+        rows = rows_of(tables, self.n_users, n_items, self.d, self.dtype)
         self._asked: tuple[Any, Any] | None = None
         ends = rows.copy()  # what scores are made of at the other end
         ends[:, -1] = self.BIAS_END
@@ -143,25 +125,6 @@ class Endpoint:
         other._weights = self._memory.put(weights[examples].astype(self.dtype))
         vars(other).pop("_shrinkage", None)
         return other
-
-    def _drawn(self) -> Codes:
-        """Negatives (n, N_DRAWS * n_negatives) by training index, -1 where there is none."""
-        program = self._program
-        n_negatives, n_epochs = program.sampler.n_negatives, program.recipe.n_epochs
-        if not n_negatives:
-            return np.zeros((self.n, 0), np.int32)
-        epochs = range(max(0, n_epochs - self.N_DRAWS), n_epochs)
-        self._share = 1 / len(epochs)
-        drawn = np.empty((self.n, len(epochs), n_negatives), np.int32)
-        of_epoch = np.empty((self.n, n_negatives), np.int32)
-        pointers = program.schedule.pointers
-        for number, epoch in enumerate(epochs):
-            dispatch.kernels("negatives").draw_epoch(
-                program.examples, pointers, program.sampler, epoch, 0, len(pointers) - 1, of_epoch
-            )
-            codes = np.where(of_epoch < 0, -1, program.schedule.pool[of_epoch])
-            drawn[program.order, number] = codes
-        return drawn.reshape(self.n, -1)
 
     # ---------------------------------------------------------------- by example
 
@@ -195,14 +158,11 @@ class Endpoint:
     @cached_property
     def _shrinkage(self) -> tuple[Array, Array]:
         """L2 of the item of every edge (m,), and of every row (n_rows,), weights included."""
-        fetch = self._memory.fetch
-        edges, weights = fetch(self._edges), fetch(self._weights)
-        of_edges = np.repeat(weights.astype(np.float64), np.diff(edges.first))
-        of_edges[edges.owns != np.arange(len(of_edges))] *= self._share
-        of_edges *= self._program.recipe.regularization
-        own = of_edges[edges.first[:-1]]
-        rows = np.bincount(fetch(self._users), own, self.n_rows)
-        rows += np.bincount(fetch(self._items), of_edges, self.n_rows)
+        edges, users, items, weights = self._memory.fetch(
+            (self._edges, self._users, self._items, self._weights)
+        )
+        strength = self._program.recipe.regularization
+        of_edges, rows = l2_of(edges, users, items, weights, self._share, strength, self.n_rows)
         found: tuple[Array, Array] = self._memory.put(
             (of_edges.astype(self.dtype), rows.astype(self.dtype))
         )
