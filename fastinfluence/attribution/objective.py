@@ -18,8 +18,8 @@ from fastinfluence.attribution.triple_queries import (
 from fastinfluence.data import Interactions, Triples
 from fastinfluence.errors import DataError
 from fastinfluence.kernels.structures import Graph, Links
-from fastinfluence.models.knowledge_graph import make_links
 from fastinfluence.models.link_scores import top_entities
+from fastinfluence.models.links import make_links
 from fastinfluence.training import GraphRecipe, Recipe
 
 __all__ = ["Data", "Objective", "QueryObjective", "Recipes", "kept"]

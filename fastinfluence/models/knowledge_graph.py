@@ -14,6 +14,7 @@ from fastinfluence.kernels.structures import Exclusions, Graph, GraphTables, Lin
 from fastinfluence.memory import memory_budget
 from fastinfluence.models.base import Model, Parts
 from fastinfluence.models.link_scores import score_links, top_entities
+from fastinfluence.models.links import make_links
 from fastinfluence.training import GraphProgram, GraphRecipe, GraphState, train
 from fastinfluence.training.program import check_weights
 from fastinfluence.training.recipe import seed_of
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from fastinfluence.training import Trajectory
 
 __all__ = ["ComplEx", "DistMult", "KnowledgeGraphModel"]
-
-PREDICTED = ("tail", "head")
 
 
 class KnowledgeGraphModel(Model):
@@ -289,35 +288,6 @@ class KnowledgeGraphModel(Model):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
         tables: GraphTables = self.trajectory_.end.tables
         return tables
-
-
-def make_links(
-    recipe: GraphRecipe,
-    graph: Graph,
-    heads: npt.NDArray[np.int32],
-    relations: npt.NDArray[np.int32],
-    tails: npt.NDArray[np.int32],
-    predict: str | npt.NDArray[np.bool_] = "tail",
-) -> Links:
-    """Questions behind triples of codes; see `KnowledgeGraphModel.links`."""
-    if isinstance(predict, str):
-        if predict not in PREDICTED:
-            raise ParameterError(f"predict={predict!r} is not known: use 'tail' or 'head'")
-        predict = np.full(len(heads), predict == "head")
-    if predict.any() and recipe.reciprocal and recipe.sides == "tail":
-        raise ParameterError(
-            "the model was trained with sides='tail' and has no rows to predict heads with: "
-            "ask for predict='tail', or train it with sides='both' or reciprocal=False"
-        )
-    rows = graph.n_entities + relations
-    if graph.reciprocal:
-        rows = rows + graph.n_relations * predict
-    return Links(
-        np.where(predict, tails, heads).astype(np.int32),
-        rows.astype(np.int32),
-        predict & (not graph.reciprocal),
-        np.where(predict, heads, tails).astype(np.int32),
-    )
 
 
 class DistMult(KnowledgeGraphModel):
