@@ -14,7 +14,7 @@ from comparison import Timing, compare, fact, figure, timed
 from torch_influence import GaussNewton
 
 import fastinfluence as fi
-from fastinfluence.attribution.influence_function import default_damping
+from fastinfluence.attribution.damping import default_damping
 from fastinfluence.attribution.solve import BlockJacobi, SolveReport, solve
 from fastinfluence.kernels.structures import LANES
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastinfluence import dispatch
-from fastinfluence.attribution.influence_function import default_damping
+from fastinfluence.attribution.damping import default_damping
 from fastinfluence.attribution.solve import BlockJacobi, solve
 from fastinfluence.kernels.structures import LANES
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch
+from fastinfluence.attribution.damping import check_damping
 from fastinfluence.attribution.dense import DenseAttribution
 from fastinfluence.attribution.influence_factors import InfluenceFactors
 from fastinfluence.attribution.lanczos import smallest_eigenvalue
@@ -31,10 +32,7 @@ from fastinfluence.models.base import Model
 from fastinfluence.progress import progress
 from fastinfluence.training.trajectory import training_indices
 
-if TYPE_CHECKING:
-    from fastinfluence.training import Trajectory
-
-__all__ = ["InfluenceFunction", "check_damping", "default_damping"]
+__all__ = ["InfluenceFunction"]
 
 Array = npt.NDArray[Any]
 
@@ -428,41 +426,6 @@ class InfluenceFunction(DenseAttribution):
                 result[start : start + m, number] = credit.sum(axis=0, dtype=np.float64)
         self._conclude(reports)
         return result
-
-
-def default_damping(trajectory: Trajectory) -> float:
-    """Damping that stands for training which stopped before the minimum.
-
-    One over the sum of the epochs' learning rates: gradient flow of that length leaves as much of
-    a direction of curvature c unlearned, to first order, as damping does (SOURCE with a single
-    segment, arXiv 2405.12186). Adagrad's and Adam's rates are those of the mean coordinate.
-    """
-    program = trajectory.program
-    total: float = sum(program.rate(epoch) for epoch in range(trajectory.n_epochs))
-    squares = trajectory.end.squares
-    stretch = 1.0
-    if squares is not None and len(squares):
-        tables = squares if isinstance(squares, tuple) else (squares,)
-        roots = np.concatenate([np.sqrt(table[table > 0], dtype=np.float64) for table in tables])
-        # Adagrad's sums grow with the steps: its mean rate is about twice its last.
-        growing = 2.0 if program.recipe.optimizer == "adagrad" else 1.0
-        stretch = float(roots.mean()) / growing if len(roots) else 1.0
-    return stretch / total
-
-
-def check_damping(damping: float | None, trajectory: Trajectory) -> float:
-    """Return the damping, that of the trajectory for None.
-
-    Raises
-    ------
-    ParameterError
-        It is no finite number >= 0.
-    """
-    if damping is None:
-        return default_damping(trajectory)
-    if isinstance(damping, bool) or not isinstance(damping, Real) or not 0 <= damping < np.inf:
-        raise ParameterError(f"damping must be a finite number >= 0, not {damping!r}")
-    return float(damping)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

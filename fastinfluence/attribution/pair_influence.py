@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
 from fastinfluence.attribution.base import RowAttribution
-from fastinfluence.attribution.influence_function import check_damping
+from fastinfluence.attribution.damping import check_damping
+from fastinfluence.attribution.placed_rows import placed
 from fastinfluence.attribution.rows import Changes, RowStore
 from fastinfluence.errors import NegativeCurvature, ParameterError
 from fastinfluence.kernels.structures import Side, Top
@@ -214,7 +215,7 @@ class PairInfluence(RowAttribution):
     @cached_property
     def _sides(self) -> tuple[Side, Side]:
         """The rows of both sides, on the device: those that other pairs are read from, too."""
-        there = self.rows._on(self._device)
+        there = placed(self.rows, self._device)
         sides: tuple[Side, Side] = self._memory.put((there.user_side, there.item_side))
         return sides
 

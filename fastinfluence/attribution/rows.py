@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastinfluence import dispatch, readout
+from fastinfluence.attribution.placed_rows import placed
 from fastinfluence.errors import ParameterError, RunDirectoryError
 from fastinfluence.kernels.structures import Exclusions, Record, Side, Top
-from fastinfluence.pages import is_placed, place
 from fastinfluence.storage import read_run, write_run
 
 if TYPE_CHECKING:
@@ -40,24 +38,6 @@ class Changes(NamedTuple):
     rows: Array  # (m, k)
     biases: Array  # (m,)
     places: npt.NDArray[np.int64]  # (n,): of every training example in the others
-
-
-class _Placed(NamedTuple):
-    """What read-outs need of a store, on a device."""
-
-    user_side: Side
-    item_side: Side
-    known_items: Codes
-    own_places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-    def whole(self, device: str) -> bool:
-        """Whether all rows are there; otherwise a side goes there page by page."""
-        return is_placed(self.user_side, device) and is_placed(self.item_side, device)
-
-
-# What a store keeps on devices is none of its own: it does not go where the store is sent.
-_placed: weakref.WeakKeyDictionary[RowStore, dict[str, _Placed]] = weakref.WeakKeyDictionary()
-_placing = threading.Lock()
 
 
 def recorded(record: Record, visits: npt.NDArray[np.int64]) -> tuple[Changes, Changes]:
@@ -223,7 +203,7 @@ class RowStore:
     ) -> tuple[Array, Array]:
         """Bounds (starts, stops) of each query's own pair among the examples sorted by pair."""
         find, memory = dispatch.kernels("readout", device).find_pairs, dispatch.memory(device)
-        there = self._on(device)
+        there = placed(self, device)
         known = memory.put(there.user_side.pointers), there.known_items
         pairs = memory.put((users, items))
         starts, stops = (memory.empty(len(users), np.int64) for _ in range(2))
@@ -236,19 +216,6 @@ class RowStore:
         return starts, stops
 
     # ---------------------------------------------------------------- reading out
-
-    def _on(self, device: str) -> _Placed:
-        """Put the store on a device, once: the rows of a side only if they fit."""
-        here = _Placed(self.user_side, self.item_side, self.known_items, self.own_places)
-        if device == "cpu":
-            return here
-        with _placing:
-            held = _placed.setdefault(self, {})
-            if device not in held:
-                known, places = dispatch.memory(device).put(here[2:])
-                by_user, by_item = place(here.user_side, device), place(here.item_side, device)
-                held[device] = _Placed(by_user, by_item, known, places)
-            return held[device]
 
     def top(
         self,
@@ -299,7 +266,7 @@ class RowStore:
                 "store the rows in the dtype of the factors, or as bfloat16 beside float32"
             )
         sign = 1.0 if proponents else -1.0
-        memory, there = dispatch.memory(device), self._on(device)
+        memory, there = dispatch.memory(device), placed(self, device)
         starts, stops = self.find_pairs(users, items, n_threads, device)
         top, vectors = memory.put(
             (readout.start_lists(len(users), k, dtype, totals=totals), (item_vectors, user_vectors))
@@ -315,7 +282,7 @@ class RowStore:
             )  # fmt: skip
         if not there.whole(device):  # own pairs need the rows of both sides at once
             top, vectors, starts, stops = memory.fetch((top, vectors, starts, stops))
-            device, memory, there = "cpu", dispatch.memory(), self._on("cpu")
+            device, memory, there = "cpu", dispatch.memory(), placed(self, "cpu")
         dispatch.kernels("readout", device).read_own(
             dtype.type(sign),
             there.user_side,
@@ -350,10 +317,10 @@ class RowStore:
         device : str
             Rows that do not fit there are read on the CPU.
         """
-        if not self._on(device).whole(device):
+        if not placed(self, device).whole(device):
             device = "cpu"
         kernels, memory = dispatch.kernels("rows", device), dispatch.memory(device)
-        there = self._on(device)
+        there = placed(self, device)
         vectors, pairs, by_pair = memory.put(
             ((item_vectors, user_vectors), (users, items), self.by_pair)
         )

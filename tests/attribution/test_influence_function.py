@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 import fastinfluence as fi
 from fastinfluence import InfluenceFunction, objectives
-from fastinfluence.attribution.influence_function import default_damping
+from fastinfluence.attribution.damping import default_damping
 from fastinfluence.training.endpoint import Endpoint
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)

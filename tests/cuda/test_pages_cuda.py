@@ -5,6 +5,7 @@ import pytest
 
 import fastinfluence as fi
 from fastinfluence import pages
+from fastinfluence.attribution.placed_rows import placed
 from fastinfluence.errors import DeviceMemoryError
 from fastinfluence.kernels.cuda import memory
 from fastinfluence.kernels.cuda import pages as uploads
@@ -113,7 +114,7 @@ def test_explains_page_by_page(monkeypatch):
     room_for(monkeypatch, 2)
     method = fi.GradientRollback(model, device="cuda")
     its = method.explain(queries, k=3)
-    assert not method.rows._on("cuda").whole("cuda")
+    assert not placed(method.rows, "cuda").whole("cuda")
     np.testing.assert_array_equal(its.train_index, mine.train_index)
     for part in ("influence", "total_influence"):
         np.testing.assert_allclose(getattr(its, part), getattr(mine, part), rtol=1e-5, atol=1e-7)

@@ -8,6 +8,7 @@ from oracles import readout as oracle
 from readout_cases import assert_like_oracle, read_out
 
 import fastinfluence as fi
+from fastinfluence.attribution.placed_rows import placed
 from fastinfluence.errors import DeviceError
 from fastinfluence.kernels.structures import Queries
 from fastinfluence.storage import open_shards
@@ -142,6 +143,6 @@ def test_a_store_stays_on_the_device(model):
     method = fi.GradientRollback(model, device="cuda")
     queries = [(model.data_.user_ids[0], model.data_.item_ids[0])]
     method.explain(queries, k=1)
-    placed = method.rows._on("cuda")
+    there = placed(method.rows, "cuda")
     method.explain(queries, k=1)
-    assert method.rows._on("cuda") is placed
+    assert placed(method.rows, "cuda") is there
