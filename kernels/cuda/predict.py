@@ -17,7 +17,7 @@ def score_pairs(tables, mean, users, items, start, stop, out):
     first = start + cuda.blockIdx.x * width + half
     for n in range(first, stop, cuda.gridDim.x * width):
         u, i = users[n], items[n]
-        product = row_dot(tables.user_factors, u, tables.item_factors, i, lane, mask)
+        product = row_dot(tables.user_factors[u], tables.item_factors[i], lane, mask)
         if lane == 0:
             out[n] = mean + tables.user_biases[u] + tables.item_biases[i] + product
 

@@ -33,6 +33,7 @@ _PLACES = 16 if SIMULATED else 2048
 has rarely more."""
 _CLAIMS = 2 * _PLACES
 _LATEST = 2**31 - 1
+"""Above the keys of all steps; before a window's would be negative the tables are cleared."""
 _SHARED = 24 * 1024
 """Bytes for the scores and slopes of a window; with the tables below what any GPU has."""
 
@@ -52,6 +53,12 @@ def _taken(examples, drawn, t, stop, before, n):
 @inner_kernel
 def _place(row, n):
     return row % _PLACES + (0 if n == 0 else _PLACES)
+
+
+@inner_kernel
+def _forget(claims):
+    for n in range(cuda.threadIdx.x, _CLAIMS, cuda.blockDim.x):
+        claims[n] = _LATEST
 
 
 @inner_kernel
@@ -116,8 +123,7 @@ def steps_of(squared, adagrad, most):
         width, n_candidates = cuda.blockDim.x // LANES, drawn.shape[1] + 1
         scores = numbers[half * n_candidates : (half + 1) * n_candidates]
         slopes = numbers[(width + half) * n_candidates : (width + half + 1) * n_candidates]
-        for n in range(cuda.threadIdx.x, _CLAIMS, cuda.blockDim.x):
-            claims[n] = _LATEST
+        _forget(claims)
         if cuda.threadIdx.x < 2:
             firsts[cuda.threadIdx.x] = width
         cuda.syncthreads()
@@ -149,6 +155,10 @@ def steps_of(squared, adagrad, most):
                         log, scores, slopes, lane, mask,
                     )  # fmt: skip
             at, odd, key = at + first, 1 - odd, np.int32(key - width)
+            if key < half:
+                _forget(claims)
+                cuda.syncthreads()
+                key = np.int32(_LATEST - width + half)
             _take(claims, key, examples, drawn, at + half, stop, before, lane)
             cuda.syncthreads()
         total = _in_order(totals, half, lane, tree_sum(mask, total))
@@ -248,7 +258,8 @@ def example_losses(tables, examples, drawn, hyper, loss, totals, weights):
         cost = 0.0
         if loss == SQUARED:
             u, i = examples.users[t], examples.items[t]
-            interaction = row_dot(tables.user_factors, u, tables.item_factors, i, lane, mask)
+            p, q = tables.user_factors[u], tables.item_factors[i]
+            interaction = row_dot(p, q, lane, mask)
             score = hyper.mean + tables.user_biases[u] + tables.item_biases[i] + interaction
             error = np.float64(score - examples.values[t])
             cost = 0.5 * error * error if lane == 0 else 0.0

@@ -3,7 +3,8 @@
 Lane l has the numbers l, 16 + l, ... of every row, the lanes of the CPU's vectors, and every
 operation is the CPU's and rounded alike, so that the numbers are the same to the last bit. Four
 vectors of a row are asked for before the first is used. Without Adagrad, a record or a log their
-arrays are empty.
+arrays are empty. Places in a row are unsigned: signed ones are reckoned from its end where they are
+below 0, which makes ten instructions of a load's three.
 """
 
 import math
@@ -31,22 +32,22 @@ _CHUNK = _VECTORS * LANES
 
 
 @inner_kernel
-def _load(rows, row, start, lane, numbers):
+def _load(row, start, lane, numbers):
     """The lane's numbers of a chunk of a row; 0 beyond its end."""
     for v in range(_VECTORS):
         f = start + v * LANES + lane
-        numbers[v] = rows[row, f] if f < rows.shape[1] else rows.dtype.type(0)
+        numbers[v] = row[np.uintp(f)] if f < row.shape[0] else row.dtype.type(0)
 
 
 @inner_kernel
-def row_dot(left, row, right, column, lane, mask):
+def row_dot(left, right, lane, mask):
     """Inner product of two rows, in every lane; the order of the CPU's `simd.dot`."""
-    k = left.shape[1]
+    k = left.shape[0]
     x, z = cuda.local.array(_VECTORS, left.dtype), cuda.local.array(_VECTORS, left.dtype)
     even = odd = left.dtype.type(0)
     for start in range(0, k, _CHUNK):
-        _load(left, row, start, lane, x)
-        _load(right, column, start, lane, z)
+        _load(left, start, lane, x)
+        _load(right, start, lane, z)
         for v in range(_VECTORS):
             behind = start + (v + 1) * LANES
             if behind - LANES < k:
@@ -65,10 +66,10 @@ def _adagrad(old, gradient, square, hyper):
 
 
 @inner_kernel
-def _move_bias(biases, squares, row, push, shrink, hyper):
+def _move_bias(adagrad, biases, squares, row, push, shrink, hyper):
     """Move a bias; returns by how much."""
     old, rate = biases[row], hyper.learning_rate
-    if squares.shape[0] == 0:
+    if not adagrad:
         keep = type(rate)(1) - product(rate, shrink)
         new = product(keep, old) - product(rate, push)
     else:
@@ -80,17 +81,17 @@ def _move_bias(biases, squares, row, push, shrink, hyper):
 
 
 @inner_kernel
-def _log_row(logged, place, rows, row, lane):
-    for f in range(lane, rows.shape[1], LANES):
-        logged[place, f] = rows[row, f]
+def _log_row(logged, row, lane):
+    for f in range(lane, row.shape[0], LANES):
+        logged[np.uintp(f)] = row[np.uintp(f)]
 
 
 @inner_kernel
-def _log_squares(logged, place, rows, biases, row, lane):
+def _log_squares(logged, rows, biases, row, lane):
     """Adagrad's sums behind a step, the bias's last."""
-    _log_row(logged, place, rows, row, lane)
+    _log_row(logged, rows[row], lane)
     if lane == 0:
-        logged[place, rows.shape[1]] = biases[row]
+        logged[rows.shape[1]] = biases[row]
 
 
 @inner_kernel
@@ -115,12 +116,13 @@ def squared_step(adagrad, tables, squares, examples, hyper, t, user, item, recor
     """One step of the squared loss; returns the weighted loss before it."""
     weight, value = examples.weights[t], examples.values[t]
     b_u, b_i = tables.user_biases[user], tables.item_biases[item]
-    interaction = row_dot(tables.user_factors, user, tables.item_factors, item, lane, mask)
+    p, q = tables.user_factors[user], tables.item_factors[item]
+    interaction = row_dot(p, q, lane, mask)
     error = hyper.mean + b_u + b_i + interaction - value
     slot = log.slots[t] if log.slots.shape[0] > 0 else np.int32(-1)
     if slot >= 0:
-        _log_row(log.user_rows, slot, tables.user_factors, user, lane)
-        _log_row(log.item_rows, slot * log.items.shape[1], tables.item_factors, item, lane)
+        _log_row(log.user_rows[slot], p, lane)
+        _log_row(log.item_rows[slot * log.items.shape[1]], q, lane)
         if lane == 0:
             one = type(error)(1)
             _log_candidate(log, slot, 0, item, (error, one, error + value, b_i, b_u, weight, one))
@@ -130,62 +132,63 @@ def squared_step(adagrad, tables, squares, examples, hyper, t, user, item, recor
     shrink = product(weight, hyper.regularization)
     push = product(weight, error)
     if lane == 0:
-        change_u = _move_bias(tables.user_biases, squares.user_biases, user, push, shrink, hyper)
-        change_i = _move_bias(tables.item_biases, squares.item_biases, item, push, shrink, hyper)
+        biases, sums = tables.user_biases, squares.user_biases
+        change_u = _move_bias(adagrad, biases, sums, user, push, shrink, hyper)
+        biases, sums = tables.item_biases, squares.item_biases
+        change_i = _move_bias(adagrad, biases, sums, item, push, shrink, hyper)
         if record.biases.shape[0] > 0:
             record.biases[t, 0] += change_u
             record.biases[t, 1] += change_i
     if not adagrad:
-        _move_pair(tables, hyper, t, user, item, push, shrink, record, lane)
+        _move_pair(p, q, hyper, push, shrink, record, t, lane)
     else:
-        _move_pair_adagrad(tables, squares, hyper, t, user, item, push, shrink, record, lane)
+        of_user, of_item = squares.user_factors, squares.item_factors
+        sums = of_user[user], of_item[item]
+        _move_pair_adagrad(p, q, sums, hyper, push, shrink, record, t, lane)
         if slot >= 0:
             place = slot * log.items.shape[1]
-            of_user, of_item = squares.user_factors, squares.item_factors
-            _log_squares(log.user_squares, slot, of_user, squares.user_biases, user, lane)
-            _log_squares(log.item_squares, place, of_item, squares.item_biases, item, lane)
+            _log_squares(log.user_squares[slot], of_user, squares.user_biases, user, lane)
+            _log_squares(log.item_squares[place], of_item, squares.item_biases, item, lane)
     return 0.5 * np.float64(weight) * np.float64(error) * np.float64(error)
 
 
 @inner_kernel
-def _move_pair(tables, hyper, t, user, item, push, shrink, record, lane):
+def _move_pair(p, q, hyper, push, shrink, record, t, lane):
     """``p, q = keep * p - step * q, keep * q - step * p``, both from the old rows."""
-    p, q = tables.user_factors, tables.item_factors
     rate = hyper.learning_rate
     keep, back = type(rate)(1) - product(rate, shrink), -product(rate, push)
     x, z = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
     dx, dz = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
     recorded = record.user_rows.shape[0] > 0
-    for start in range(0, p.shape[1], _CHUNK):
-        _load(p, user, start, lane, x)
-        _load(q, item, start, lane, z)
+    for start in range(0, p.shape[0], _CHUNK):
+        _load(p, start, lane, x)
+        _load(q, start, lane, z)
         if recorded:
-            _load(record.user_rows, t, start, lane, dx)
-            _load(record.item_rows, t, start, lane, dz)
+            _load(record.user_rows[t], start, lane, dx)
+            _load(record.item_rows[t], start, lane, dz)
         for v in range(_VECTORS):
-            f = start + v * LANES + lane
-            if f < p.shape[1]:
+            place = start + v * LANES + lane
+            if place < p.shape[0]:
+                f = np.uintp(place)
                 new_x = fma(back, z[v], product(keep, x[v]))
                 new_z = fma(back, x[v], product(keep, z[v]))
-                p[user, f], q[item, f] = new_x, new_z
+                p[f], q[f] = new_x, new_z
                 if recorded:
                     record.user_rows[t, f] = dx[v] + (new_x - x[v])
                     record.item_rows[t, f] = dz[v] + (new_z - z[v])
 
 
 @inner_kernel
-def _move_pair_adagrad(tables, squares, hyper, t, user, item, push, shrink, record, lane):
-    p, q = tables.user_factors, tables.item_factors
-    for f in range(lane, p.shape[1], LANES):
-        x, z = p[user, f], q[item, f]
+def _move_pair_adagrad(p, q, sums, hyper, push, shrink, record, t, lane):
+    for place in range(lane, p.shape[0], LANES):
+        f = np.uintp(place)
+        x, z = p[f], q[f]
         of_x = product(push, z) + product(shrink, x)
         of_z = product(push, x) + product(shrink, z)
-        square_x = squares.user_factors[user, f] + product(of_x, of_x)
-        square_z = squares.item_factors[item, f] + product(of_z, of_z)
-        squares.user_factors[user, f] = square_x
-        squares.item_factors[item, f] = square_z
+        square_x, square_z = sums[0][f] + product(of_x, of_x), sums[1][f] + product(of_z, of_z)
+        sums[0][f], sums[1][f] = square_x, square_z
         new_x, new_z = _adagrad(x, of_x, square_x, hyper), _adagrad(z, of_z, square_z, hyper)
-        p[user, f], q[item, f] = new_x, new_z
+        p[f], q[f] = new_x, new_z
         if record.user_rows.shape[0] > 0:
             record.user_rows[t, f] += new_x - x
             record.item_rows[t, f] += new_z - z
@@ -216,10 +219,10 @@ def sampled_losses(
     """Fill the scores and slopes of a visit's candidates; the lane's part of the loss."""
     user = examples.users[t]
     zero = type(hyper.mean)(0)
-    b_u = tables.user_biases[user]
+    b_u, p = tables.user_biases[user], tables.user_factors[user]
     for c in range(n_negatives + 1):
         item = candidate(examples, drawn, t, before, c)
-        interaction = row_dot(tables.user_factors, user, tables.item_factors, item, lane, mask)
+        interaction = row_dot(p, tables.item_factors[item], lane, mask)
         score = hyper.mean + b_u + tables.item_biases[item] + interaction
         if lane == c % LANES:
             scores[c] = score
@@ -232,7 +235,7 @@ def sampled_losses(
             x = scores[c] - scores[0] if loss == BPR else (-scores[c] if own else scores[c])
             slope, upper = sigmoids(x)
             slopes[c] = -slope if own and loss == LOGISTIC else slope
-            total += np.float64(max(x, zero)) - math.log(np.float64(upper))
+            total += np.float64(max(x, zero)) - np.float64(math.log(upper))
     cuda.syncwarp(mask)
     if loss == BPR and lane == 0:
         of_own = zero
@@ -263,8 +266,8 @@ def sampled_step(
     shrink = product(weight, hyper.regularization)
     if lane == 0:
         _move_biases(
-            tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink, record,
-            slopes,
+            adagrad, tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink,
+            record, slopes,
         )  # fmt: skip
     for start in range(0, tables.user_factors.shape[1], _CHUNK):
         _move_chunk(
@@ -274,10 +277,10 @@ def sampled_step(
     if adagrad and slot >= 0:
         cuda.syncwarp(mask)
         of_user, of_item = squares.user_factors, squares.item_factors
-        _log_squares(log.user_squares, slot, of_user, squares.user_biases, user, lane)
+        _log_squares(log.user_squares[slot], of_user, squares.user_biases, user, lane)
         for c in range(n_negatives + 1):
             item, place = candidate(examples, drawn, t, before, c), slot * log.items.shape[1] + c
-            _log_squares(log.item_squares, place, of_item, squares.item_biases, item, lane)
+            _log_squares(log.item_squares[place], of_item, squares.item_biases, item, lane)
     return np.float64(weight) * total
 
 
@@ -287,14 +290,13 @@ def _log_sampled(
 ):
     user, weight = examples.users[t], examples.weights[t]
     one, n_candidates = type(weight)(1), type(weight)(n_negatives + 1)
-    _log_row(log.user_rows, slot, tables.user_factors, user, lane)
-    for c in range(log.items.shape[1]):
-        if c > n_negatives:
-            log.items[slot, c] = -1
-            continue
+    _log_row(log.user_rows[slot], tables.user_factors[user], lane)
+    for c in range(n_negatives + 1 + lane, log.items.shape[1], LANES):
+        log.items[slot, c] = -1
+    for c in range(n_negatives + 1):
         item = candidate(examples, drawn, t, before, c)
         place = slot * log.items.shape[1] + c
-        _log_row(log.item_rows, place, tables.item_factors, item, lane)
+        _log_row(log.item_rows[place], tables.item_factors[item], lane)
         if lane == 0:
             if loss == BPR and c == 0:
                 curvature = type(weight)(0)
@@ -309,18 +311,21 @@ def _log_sampled(
 
 @inner_kernel
 def _move_biases(
-    tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink, record, slopes
-):
+    adagrad, tables, squares, examples, drawn, hyper, loss, t, before, n_negatives, shrink, record,
+    slopes,
+):  # fmt: skip
     user, weight = examples.users[t], examples.weights[t]
     of_user = type(weight)(0)
     for c in range(n_negatives + 1):
         item, push = candidate(examples, drawn, t, before, c), product(weight, slopes[c])
         if loss == LOGISTIC:  # in BPR the user's bias cancels; its rounding must not stay
             of_user += push
-        change = _move_bias(tables.item_biases, squares.item_biases, item, push, shrink, hyper)
+        biases, sums = tables.item_biases, squares.item_biases
+        change = _move_bias(adagrad, biases, sums, item, push, shrink, hyper)
         if c == 0 and record.biases.shape[0] > 0:
             record.biases[t, 1] += change
-    change = _move_bias(tables.user_biases, squares.user_biases, user, of_user, shrink, hyper)
+    biases, sums = tables.user_biases, squares.user_biases
+    change = _move_bias(adagrad, biases, sums, user, of_user, shrink, hyper)
     if record.biases.shape[0] > 0:
         record.biases[t, 0] += change
 
@@ -331,22 +336,23 @@ def _move_chunk(
     slopes, start, lane,
 ):  # fmt: skip
     """Move a chunk of the rows of a step, the candidates' first, all from the old user's row."""
-    p, q = tables.user_factors, tables.item_factors
     user, weight, rate = examples.users[t], examples.weights[t], hyper.learning_rate
+    p, k = tables.user_factors[user], tables.user_factors.shape[1]
     keep = type(rate)(1) - product(rate, shrink)
     recorded = record.user_rows.shape[0] > 0
     x, z = cuda.local.array(_VECTORS, p.dtype), cuda.local.array(_VECTORS, p.dtype)
     pull = cuda.local.array(_VECTORS, p.dtype)
-    _load(p, user, start, lane, x)
+    _load(p, start, lane, x)
     for v in range(_VECTORS):
         pull[v] = type(rate)(0)
     for c in range(n_negatives + 1):
         item, push = candidate(examples, drawn, t, before, c), product(weight, slopes[c])
-        step = product(rate, push)
-        _load(q, item, start, lane, z)
+        q, step = tables.item_factors[item], product(rate, push)
+        _load(q, start, lane, z)
         for v in range(_VECTORS):
-            f = start + v * LANES + lane
-            if f < p.shape[1]:
+            place = start + v * LANES + lane
+            if place < k:
+                f = np.uintp(place)
                 pull[v] += product(push, z[v])
                 if adagrad:
                     gradient = product(push, x[v]) + product(shrink, z[v])
@@ -355,12 +361,13 @@ def _move_chunk(
                     new = _adagrad(z[v], gradient, square, hyper)
                 else:
                     new = product(keep, z[v]) - product(step, x[v])
-                q[item, f] = new
+                q[f] = new
                 if c == 0 and recorded:
                     record.item_rows[t, f] += new - z[v]
     for v in range(_VECTORS):
-        f = start + v * LANES + lane
-        if f < p.shape[1]:
+        place = start + v * LANES + lane
+        if place < k:
+            f = np.uintp(place)
             if adagrad:
                 gradient = pull[v] + product(shrink, x[v])
                 square = squares.user_factors[user, f] + product(gradient, gradient)
@@ -368,6 +375,6 @@ def _move_chunk(
                 new = _adagrad(x[v], gradient, square, hyper)
             else:
                 new = product(keep, x[v]) - product(rate, pull[v])
-            p[user, f] = new
+            p[f] = new
             if recorded:
                 record.user_rows[t, f] += new - x[v]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends import Kernels
+from backends import SIMULATED, Kernels
 from oracles import sgd as oracle
 from sgd_cases import (
     LOSSES,
@@ -15,6 +15,7 @@ from sgd_cases import (
     train,
 )
 
+from fastinfluence import dispatch
 from fastinfluence.kernels import structures
 from fastinfluence.kernels.cpu import sgd as cpu
 from fastinfluence.kernels.cpu.sgd import BPR, LOGISTIC, SQUARED
@@ -61,6 +62,15 @@ def test_steps_that_share_a_row_come_one_after_the_other(loss, shared):
             n_users=n_users, n_items=n_items, loss=loss, n_groups=1, weighted=False, **SMALL
         )
     )
+
+
+@pytest.mark.skipif(not SIMULATED, reason="kernels on a GPU keep the number they were made with")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_keys_of_steps_begin_anew(loss, monkeypatch):
+    """As behind 67 million windows of a block, here behind every third."""
+    sgd = dispatch.kernels("sgd", "cuda")
+    monkeypatch.setattr(sgd, "_LATEST", 3 * sgd._WIDTH - 1)
+    assert_same_training(make_problem(n_users=1, loss=loss, n_groups=1, weighted=False, **SMALL))
 
 
 @pytest.mark.parametrize("n_negatives", [0, 1, 20])
