@@ -19,7 +19,7 @@ def exponential(x):
     Beyond LIMIT the latter is NaN, so that a sum tells; below -LIMIT x is taken for it.
     """
     number = type(x)
-    if x > number(LIMIT):
+    if not x <= number(LIMIT):  # NaN as well: a GPU's max would make -LIMIT of it
         return number(0), number(math.nan)
     x = max(x, number(-LIMIT))
     return number(math.expm1(x)), number(math.exp(x))
