@@ -312,7 +312,7 @@ def _step_back(
     bounds = np.clip(program.schedule.pointers, stage.start, stage.stop)
     placed_bounds = dispatch.memory(program.device).put(bounds)
 
-    def step_back(block: _Block, start: int, stop: int) -> None:
+    def step_back(block: _Block, start: int, stop: int, **launch: bool) -> None:
         replay_steps(
             block.adjoint,
             block.squares,
@@ -326,6 +326,7 @@ def _step_back(
             start,
             stop,
             block.influence,
+            **launch,
         )
 
     strata = [
@@ -337,7 +338,7 @@ def _step_back(
 
         def whole(start: int, stop: int) -> None:
             for block, tiles in itertools.product(blocks[start:stop], strata):
-                step_back(block, tiles.start, tiles.stop)
+                step_back(block, tiles.start, tiles.stop, wait=tiles == strata[-1])
 
         parts = dispatch.even_parts(np.ones(len(blocks)), _STREAMS)
         dispatch.run_parts(whole, parts, _STREAMS)

@@ -76,12 +76,17 @@ def _levels(users, items, pointers, n_users, n_items):
 
 def replay_steps(
     adjoint, squares, examples, log, hyper, loss, allowed_users, allowed_items, order, bounds,
-    start, stop, out,
+    start, stop, out, wait=True,
 ):  # fmt: skip
     """Take the adjoints of a block of quantities back over logged steps, the last first.
 
     See the twin in `kernels.cpu`. The tiles `start` to `stop` go back side by side: they must not
     share a row.
+
+    Parameters
+    ----------
+    wait : bool, default True
+        See `jit.launch`.
     """
     adagrad = squares is not None
     width, d = log.items.shape[1], log.user_rows.shape[1] + 1
@@ -91,6 +96,7 @@ def replay_steps(
         replay_tiles(adagrad, out.dtype.itemsize), stop - start, teams * _TEAM, rows,
         _flat(squares) if adagrad else rows, examples, log, hyper, loss, allowed_users,
         allowed_items, order, bounds, start, out, shared=teams * room * out.dtype.itemsize,
+        wait=wait,
     )  # fmt: skip
 
 
