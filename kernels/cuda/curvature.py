@@ -142,16 +142,16 @@ def _walk(matrix: Matrix, adagrad: bool) -> Any:
         groups, per = shape.groups, shape.per
         n_batches = (behind - first + per - 1) >> (2 - shape.shift)
         e, turn, half = behind - 1, 0, 0  # of the batch that is planned; of the one multiplied
-        bias_value, scale, rate = curvature.bias_values[row], one, one
-        flush = bias_so_far = one - one
-        x = so_far = flush, flush, flush, flush
+        bias_value, scale, rate, flush = curvature.bias_values[row], one, one, one
+        bias_so_far = one - one
+        x = so_far = bias_so_far, bias_so_far, bias_so_far, bias_so_far
         for batch in range(-2, n_batches + 1):
             active, coming = 0 <= batch < n_batches, -1 <= batch < n_batches - 1
             current, following = (turn + 1) % PLANS, (turn + 2) % PLANS
             cuda.syncthreads()
             if active:
                 so_far = held(credits, work, 0, current, t)
-                bias_so_far = bias_held(bias_credits, work, 0, current)
+                bias_so_far = bias_held(shape.shift, bias_credits, work, 0, current)
             if coming and not late and t <= k:
                 x = fetch(log, work, 0, following, t)
                 if adagrad:
@@ -160,7 +160,7 @@ def _walk(matrix: Matrix, adagrad: bool) -> Any:
                 scale = plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work)
             if batch > 0:
                 join(tile, k, work, groups, 1 - half)
-                if flush > 0:
+                if flush != one:
                     scale_tile(tile, k, flush)
             if active:
                 push(tile, k, work, groups, half)
@@ -172,7 +172,7 @@ def _walk(matrix: Matrix, adagrad: bool) -> Any:
                         so_far, bias_so_far, credits, bias_credits,
                     )  # fmt: skip
                 flush = work.floats[np.uintp(plan_of(work, 0, current) + RANK * FLUSH)]
-                if flush > 0:
+                if flush != one:
                     _scale_beside(threads, k, work, flush)
             if coming:
                 put_batch(shape, hyper, log, k, work, following, 1 - half, x, rate)

@@ -171,8 +171,8 @@ def plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work):
     """Plan the batch that begins with touch `e`, as number `turn` of the plans kept.
 
     Plain SGD's shrinking by l2, `scale`, is kept out of M. Where it is to be put into M behind the
-    batch, as behind the last one, `FLUSH` says so. Returns the scale behind the batch, which only
-    threads that plan know.
+    batch, as behind the last one, it is `FLUSH`, which otherwise is 1. Returns the scale behind the
+    batch, which only threads that plan know.
     """
     t, one, room = cuda.threadIdx.x, type(hyper.mean)(1), RANK * shape.groups
     before = behind = scale
@@ -186,7 +186,7 @@ def plan(shape, adagrad, hyper, log, touches, first, e, scale, turn, work):
             if number == mine:
                 before = behind
             behind *= cuda.shfl_sync(WHOLE, keep, number << shape.shift)
-    flush = one - one
+    flush = one
     if behind < type(behind)(SMALLEST_SCALE) or e - shape.per < first:
         flush, behind = behind, one
     for s in range(t, room if t < 32 else 0, 32):
@@ -271,7 +271,7 @@ def _along(shape, hyper, log, entry, other):
 @inner_kernel
 def _element(log, item, less, user, f):
     """Element f of the vector with these places."""
-    x = type(log.user_rows[0, 0])(0)
+    x = log.user_rows.dtype.type(0)
     if user >= 0:
         x = log.user_rows[np.uintp(user), f]
     elif item >= 0:

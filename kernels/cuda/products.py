@@ -59,14 +59,20 @@ def sum_products(threads, work, group, right):
 
 
 @inner_kernel
+def _ends(shift, r):
+    """Whether vector r is the last of its touch in its group."""
+    return r + 1 == RANK or (r + 1) >> shift != r >> shift
+
+
+@inner_kernel
 def _held_by(credits, target, r):
-    return credits[np.uintp(target), np.uintp(r)] if target >= 0 else type(credits[0, 0])(0)
+    return credits[np.uintp(target), np.uintp(r)] if target >= 0 else credits.dtype.type(0)
 
 
 @inner_kernel
 def held(credits, work, group, turn, r):
     """What the targets of four vectors have been credited so far in output r."""
-    zero = type(work.floats[0])(0)
+    zero = work.floats.dtype.type(0)
     if r >= credits.shape[1]:
         return zero, zero, zero, zero
     a, b, c, d = load4(work.places, places_of(group, turn) + RANK * TARGET)
@@ -77,14 +83,17 @@ def held(credits, work, group, turn, r):
 
 
 @inner_kernel
-def bias_held(bias_credits, work, group, turn):
-    """Likewise of their biases: of vector q, in thread q."""
-    if cuda.threadIdx.x < RANK:
+def bias_held(shift, bias_credits, work, group, turn):
+    """Likewise of their biases: of vector q, in thread q, which if it is a touch's last credits it.
+
+    The others' must not be read: of several groups the touch is the same, and credited by each.
+    """
+    if cuda.threadIdx.x < RANK and _ends(shift, cuda.threadIdx.x):
         places = places_of(group, turn) + RANK * TARGET
         target = work.places[np.uintp(places + cuda.threadIdx.x)]
         if target >= 0:
             return bias_credits[np.uintp(target)]
-    return type(work.floats[0])(0)
+    return work.floats.dtype.type(0)
 
 
 @inner_kernel
@@ -94,7 +103,7 @@ def _weigh(threads, shift, work, group, plan, sums):
     The vectors of one step all meet the M behind it.
     """
     at = work.at
-    warps, zero = at.first + group * at.group + at.sums, type(work.floats[0])(0)
+    warps, zero = at.first + group * at.group + at.sums, work.floats.dtype.type(0)
     for n in range(N_SUMS):
         sums[n] = zero
     for warp in range(threads // 32):
@@ -135,12 +144,6 @@ def _put_right(shift, work, plan, lacks, y, value, totals):
     for r in range(RANK):
         y[r] *= numbers[RANK * PUSH + r]
     return value
-
-
-@inner_kernel
-def _ends(shift, r):
-    """Whether vector r is the last of its touch in its group."""
-    return r + 1 == RANK or (r + 1) >> shift != r >> shift
 
 
 @inner_kernel
@@ -226,7 +229,7 @@ def finish(
     right, out = base + at.rights + half * at.vector, base + at.pending + half * at.output
     keep = at.keeps + half * at.keep if adagrad and group == 0 else -1
     if group > 0:
-        bias_so_far = bias_held(bias_credits, work, group, turn)
+        bias_so_far = bias_held(shift, bias_credits, work, group, turn)
     bias_value = _finish_bias(
         threads, shift, work, group, turn, plan, right, keep, sums, bias_value, bias_so_far,
         bias_credits,

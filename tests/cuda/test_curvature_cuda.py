@@ -34,10 +34,12 @@ def roll_back(kernels, trajectory):
     found = []
     for of_users, own in ((True, examples.users), (False, examples.items)):
         n_rows = len(end.user_biases if of_users else end.item_biases)
-        side = curvature_rollback._side(of_users, np.arange(n_rows), end)
-        credited = curvature_rollback._no_changes(program, own, every)
+        side = curvature_rollback._side(of_users, np.arange(n_rows), end, "cpu")
+        credited = curvature_rollback._no_changes(program, own, every, "cpu")
         for stage in backward(trajectory, memory_budget=2**30):
-            touches = curvature_rollback._touches(side, examples.users, stage, credited.places)
+            touches = curvature_rollback._touches(
+                side, examples.users, stage, credited.places, "cpu"
+            )
             kernels.roll_back_rows(
                 side.state, touches, of_users, stage.log, program.hyper(stage.epoch),
                 program.recipe.loss_code, credited.rows, credited.biases, 0, n_rows,
@@ -103,15 +105,30 @@ def test_what_shrinks_to_nothing_amid_a_stage(kernels):
     assert np.all(errors <= 1e-8 * sizes)
 
 
+@pytest.mark.parametrize("kernels", BACKENDS, ids=str)
+@pytest.mark.parametrize("n_epochs", [1, 2])
+def test_steps_that_shrink_past_nothing(kernels, n_epochs):
+    """A step of learning_rate * regularization = 1.5 halves what it is given, and turns it around.
+
+    Of two epochs the matrices of the later one are what the earlier one begins with.
+    """
+    trajectory = fit(
+        n_epochs=n_epochs, learning_rate=0.5, regularization=3.0, init_scale=0.01
+    ).trajectory_
+    assert_near(roll_back(kernels, trajectory), naively(trajectory), 1e-10)
+
+
 def test_no_rows_of_large_matrices():
     trajectory = fit(n_factors=33).trajectory_
     program = trajectory.program
     end = program.enter(trajectory.end).tables
-    side = curvature_rollback._side(True, np.arange(2), end)
+    side = curvature_rollback._side(True, np.arange(2), end, "cpu")
     every = np.ones(len(program.examples.users), bool)
-    credited = curvature_rollback._no_changes(program, program.examples.users, every)
+    credited = curvature_rollback._no_changes(program, program.examples.users, every, "cpu")
     stage = next(backward(trajectory, memory_budget=2**30))
-    touches = curvature_rollback._touches(side, program.examples.users, stage, credited.places)
+    touches = curvature_rollback._touches(
+        side, program.examples.users, stage, credited.places, "cpu"
+    )
     BACKENDS[1].roll_back_rows(
         side.state, touches, True, stage.log, program.hyper(0), 0, credited.rows, credited.biases,
         2, 2,
