@@ -10,7 +10,7 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.errors import DeviceError
 
-__all__ = ["Home", "home_of", "is_tensor", "taken_over"]
+__all__ = ["Home", "check_in_place", "home_of", "is_tensor", "taken_over"]
 
 _IN_CPU_MEMORY = (1, 3)  # device types of DLPack: CPU, pinned for CUDA
 
@@ -135,3 +135,19 @@ def home_of(**given: Any) -> Home:
                 f"{name} lies on {other}, {first} on {place}: move them to one device"
             )
     return home
+
+
+def check_in_place(backend: str, **given: Any) -> None:
+    """Check that what kernels change lies where they run: of a copy nobody would see the change.
+
+    Raises
+    ------
+    DeviceError
+        An array lies elsewhere.
+    """
+    for name, array in given.items():
+        if home_of(**{name: array}).backend != backend:
+            here, there = ("CPU memory", "a GPU") if backend == "cpu" else ("a GPU", "CPU memory")
+            raise DeviceError(
+                f"{name} is changed in place: it must lie in {here} with the tables, not {there}"
+            )

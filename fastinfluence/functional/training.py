@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.errors import DataError, DeviceError, ParameterError
 from fastinfluence.functional.arrays import as_array, as_codes, as_tables, as_vector
-from fastinfluence.functional.homes import home_of
+from fastinfluence.functional.homes import check_in_place, home_of
 from fastinfluence.kernels.structures import Examples, Hyper, Record, Sampler, Tables
 from fastinfluence.training.recipe import LOSSES
 
@@ -97,14 +97,18 @@ def sgd_mf(
     ------
     DataError
         Arrays that do not fit together; codes outside the tables.
+    DeviceError
+        Tables, `squares` and `rows` do not lie on one device.
     """
     given = user_factors, item_factors, user_biases, item_biases
-    backend = home_of(**dict(zip(Tables._fields, given, strict=True))).backend
+    backend = home_of(**Tables(*given)._asdict()).backend
     if backend.startswith("torch"):
         raise DeviceError(
             f"there are no kernels that train on {backend.removeprefix('torch:')}: move the tables "
             "to the CPU or to an NVIDIA GPU"
         )
+    named = _named("squares", squares) | _named("rows", rows)
+    check_in_place(backend, **Tables(*given)._asdict(), **named)
     memory = dispatch.memory(backend)
     tables = as_tables(*given, writable=True, backend=backend)
     n_users, n_items = tables.user_biases.shape[0], tables.item_biases.shape[0]
@@ -183,6 +187,11 @@ def rollback_mf(
         rate = learning_rate * learning_rate_decay**epoch
         sgd_mf(users, items, values, *tables, learning_rate=rate, rows=rows, epoch=epoch, **options)
     return home.give(tables), home.give(rows)
+
+
+def _named(what: str, arrays: Any) -> dict[str, Any]:
+    fields = {} if arrays is None else arrays._asdict()
+    return {f"{what}.{name}": array for name, array in fields.items()}
 
 
 def _check_rows(rows: Record, n: int, tables: Tables) -> None:

@@ -87,6 +87,30 @@ def test_a_table_in_pieces_cannot_be_changed_in_place(problem, memory):
         F.sgd_mf(users, items, values, *tables)
 
 
+@pytest.mark.parametrize("what", ["rows.user_rows", "squares.user_factors", "item_biases"])
+def test_what_is_changed_must_lie_where_kernels_run(problem, memory, what):
+    """In a copy on the device the changes would be lost."""
+    users, items, values, tables = problem
+    there = memory.put(tables)
+    rows, squares = F.new_rows(N, K), Tables(*(np.ones_like(table) for table in tables))
+    options = {"rows": memory.put(rows), "squares": memory.put(squares)}
+    if what.startswith("rows"):
+        options["rows"] = rows
+    elif what.startswith("squares"):
+        options["squares"] = squares
+    else:
+        there = there._replace(item_biases=tables.item_biases)
+    with pytest.raises(DeviceError, match=f"{what} is changed in place.* a GPU .*not CPU memory"):
+        F.sgd_mf(users, items, values, *there, **options)
+
+
+def test_rows_on_the_device_of_tables_that_are_not(problem, memory):
+    users, items, values, tables = problem
+    rows = memory.put(F.new_rows(N, K))
+    with pytest.raises(DeviceError, match=r"rows.user_rows .* CPU memory .*not a GPU"):
+        F.sgd_mf(users, items, values, *tables, rows=rows)
+
+
 def test_where_no_kernels_can_run(problem, memory, monkeypatch):
     users, items, values, tables = problem
     there = memory.put(tables)
