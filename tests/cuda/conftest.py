@@ -1,4 +1,8 @@
-"""Tests of the CUDA kernels: on a GPU, or in the simulator with NUMBA_ENABLE_CUDASIM=1."""
+"""Tests of the CUDA kernels: on a GPU, or where there is none
+
+- in the simulator with ``NUMBA_ENABLE_CUDASIM=1``,
+- as PTX on an emulated GPU with ``FASTINFLUENCE_EMULATED_CUDA=1`` (see `emulated`).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,18 @@ from pathlib import Path
 
 import pytest
 from backends import why_no_cuda
+from toolchain import why_not
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # its case builders
 
+EMULATED = os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0")
 
-if os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0"):
+if EMULATED and why_not() is None:
     from emulated import device
 
     device.install(pytest.MonkeyPatch())
 
-
-_WITHOUT_A_DEVICE = "test_compiled", "test_driver_cuda"
+_WITHOUT_A_DEVICE = "test_compiled", "test_driver_cuda", "test_emulated"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,5 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _needs_a_device(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("gpu") and why_no_cuda():
-        pytest.skip(why_no_cuda())
+    problem = why_not() if EMULATED else why_no_cuda()
+    if request.node.get_closest_marker("gpu") and problem:
+        pytest.skip(problem)

@@ -110,12 +110,12 @@ class Memory:
                 )
             return self._shared.view(kind), (address + self._block[T] * self._of_block) // size
         if self._bounds is None:
-            starts = np.array(sorted(self._sizes), "int64")
-            self._bounds = starts, starts + [self._sizes[start] for start in starts]
+            starts = np.array([-(2**63), *sorted(self._sizes)])  # the first of them is nothing
+            self._bounds = starts, starts + [0, *(self._sizes[start] for start in starts[1:])]
         starts, ends = self._bounds
         address = address - _FIRST
         array = np.searchsorted(starts, address, "right") - 1
-        wrong = (array < 0) | (address + bytes_ > ends[array])
+        wrong = address + bytes_ > ends[array]
         if wrong.any():
             raise Fault(f"line {line}: {wrong.sum()} threads reach outside of all arrays")
         return self._room.view(kind), address // size
