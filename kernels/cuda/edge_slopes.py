@@ -15,7 +15,9 @@ __all__ = ["THREADS", "slopes"]
 
 _WARPS = 1 if SIMULATED else 4
 THREADS = 32 * _WARPS
-_AT_ONCE = 1 if SIMULATED else 8  # blocks on a multiprocessor
+# Blocks for a multiprocessor: it has room for six in float32, for four in float64, so that either
+# is done in whole rounds, and few wait for the last.
+_BLOCKS = 1 if SIMULATED else 24
 _STRIDE = 36  # of rows of 32 numbers: whole vectors of four, each of eight on banks of its own
 _TILE = 32 * _STRIDE
 _TILES = _WARPS * _TILE
@@ -135,7 +137,8 @@ def slopes(rows, edges, panel, start, stop, added, out):
     Every warp has an even share of the edges of the rows, whatever rows they are of.
     """
     if start < stop:
+        full = -(-edges.owns.shape[0] // THREADS)  # of a side there are so many; 32 for a warp
         launch(
-            along_panel, _AT_ONCE * processors(), THREADS, rows, edges.pointers, edges.others,
-            edges.numbers, panel.reshape(panel.size), start, stop, bool(added), out,
+            along_panel, min(_BLOCKS * processors(), full), THREADS, rows, edges.pointers,
+            edges.others, edges.numbers, panel.reshape(panel.size), start, stop, bool(added), out,
         )  # fmt: skip
