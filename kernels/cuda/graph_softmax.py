@@ -45,12 +45,10 @@ def answer(packed, n, x):
     m, d = x.shape
     tiles = -(-n // RIGHT)
     padded = RIGHT * tiles
-    vectors = memory.empty((m + LANES - 1) // LANES * LANES * d, x.dtype)
     scores, weights = (memory.empty((m, padded), x.dtype) for _ in range(2))
     log_totals = memory.empty(m, np.float64)
-    pack(x, 0, m, vectors)
-    grid = -(-m // LEFT), tiles
-    launch(_score, grid, THREADS, packed, n, vectors, d, scores, wait=False)
+    grid = tiles, -(-m // LEFT)  # more than 65,535 tiles are allowed only first
+    launch(_score, grid, THREADS, packed, n, pack(x, 0, m), d, scores, wait=False)
     launch(_normalise, m, _THREADS, scores, n, weights, log_totals, wait=False)
     return Answers(scores, weights, log_totals)
 
@@ -65,14 +63,14 @@ def log_changes(packed, n, d, units, first_unit, n_units, first_group, answers, 
 @kernel
 def _score(packed, n, vectors, d, scores):
     m = scores.shape[0]
-    top, base = cuda.blockIdx.x * LEFT, cuda.blockIdx.y * RIGHT
+    top, base = cuda.blockIdx.y * LEFT, cuda.blockIdx.x * RIGHT
     sums = cuda.local.array(64, scores.dtype)
-    tile_product(vectors, (m + LANES - 1) // LANES * LANES, top, packed, n, base, d, sums)
+    tile_product(vectors, top, packed, n, base, d, sums)
     for r in range(8):
         row = top + row_of(r)
         for c in range(8):
             if row < m:
-                scores[row, base + column_of(c)] = sums[8 * r + c]
+                scores[np.uintp(row), np.uintp(base + column_of(c))] = sums[8 * r + c]
 
 
 @kernel
@@ -117,7 +115,7 @@ def _sum_tiles(packed, n, d, units, first_unit, first_group, answers, moves):
 
     A block for each unit.
     """
-    top, n_left = cuda.blockIdx.x * LEFT, moves.logs.shape[0]
+    top = cuda.blockIdx.x * LEFT
     weights = answers.weights[units[first_unit + cuda.blockIdx.x, 0] - first_group]
     sums = cuda.local.array(64, moves.rows.dtype)
     totals = cuda.shared.array((LEFT, 2), np.float64)
@@ -125,7 +123,7 @@ def _sum_tiles(packed, n, d, units, first_unit, first_group, answers, moves):
     if thread < LEFT:
         totals[thread, 0] = totals[thread, 1] = 0.0
     for base in range(0, n, RIGHT):
-        tile_product(moves.rows, n_left, top, packed, n, base, d, sums)
+        tile_product(moves.rows, top, packed, n, base, d, sums)
         _add_row(sums, 0, base, weights, top, moves, totals)
         _add_row(sums, 1, base, weights, top, moves, totals)
         _add_row(sums, 2, base, weights, top, moves, totals)
@@ -143,19 +141,20 @@ def _sum_tiles(packed, n, d, units, first_unit, first_group, answers, moves):
 def _add_row(sums, r, base, weights, top, moves, totals):
     """Add a tile's ``p (exp(change) - 1)`` and ``p exp(change)`` of a thread's r-th triple."""
     row = row_of(r)
-    head, tail = moves.places[top + row, 0] - base, moves.places[top + row, 1] - base
+    place = np.uintp(top + row)
+    head, tail = moves.places[place, 0] - base, moves.places[place, 1] - base
     less_one = whole = sums.dtype.type(0)
     cuda.syncwarp()  # what rows have in common is loaded anew: kept, it would cost 40 registers
     for c in range(8):
         column = column_of(c)
         change = -sums[8 * r + c]
         if column == head:
-            change -= moves.fixes[top + row, 0]
+            change -= moves.fixes[place, 0]
         if column == tail:
-            change -= moves.fixes[top + row, 1]
+            change -= moves.fixes[place, 1]
         one, other = exponential(change)
-        less_one = fma(weights[base + column], one, less_one)
-        whole = fma(weights[base + column], other, whole)
+        weight = weights[np.uintp(base + column)]
+        less_one, whole = fma(weight, one, less_one), fma(weight, other, whole)
     less_one, whole = tree_sum(WHOLE, less_one), tree_sum(WHOLE, whole)
     if cuda.threadIdx.x == 0:  # of its half-warp: no other thread adds to this triple
         totals[row, 0] += less_one

@@ -6,7 +6,6 @@ have the CPU's bits (see `tiles`), so counts are the CPU's, and so are ties.
 
 import numpy as np
 
-from ..structures import LANES
 from . import memory
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import WHOLE, tree_sum
@@ -26,9 +25,7 @@ def count_ranks(rows, n, vectors, targets, excluded, start, stop, greater, equal
     m, d = stop - start, vectors.shape[1]
     if m <= 0:
         return
-    packed = memory.empty((m + LANES - 1) // LANES * LANES * d, vectors.dtype)
-    own = memory.empty(m, vectors.dtype)
-    pack(vectors, start, stop, packed)
+    packed, own = pack(vectors, start, stop), memory.empty(m, vectors.dtype)
     launch(
         _start_counts, -(-m * 32 // _THREADS), _THREADS, rows, n, vectors, targets, excluded,
         start, stop, own, greater, equal, wait=False,
@@ -74,7 +71,7 @@ def _count_tiles(rows, n, packed, own, d, start, greater, equal):
         counts[i] = 0
     for tile in range(cuda.blockIdx.y, (n + RIGHT - 1) // RIGHT, cuda.gridDim.y):
         base = tile * RIGHT
-        tile_product(packed, (m + LANES - 1) // LANES * LANES, top, rows, n, base, d, sums)
+        tile_product(packed, top, rows, n, base, d, sums)
         _count_row(sums, 0, n - base, own, top, counts)
         _count_row(sums, 1, n - base, own, top, counts)
         _count_row(sums, 2, n - base, own, top, counts)
@@ -95,7 +92,7 @@ def _count_tiles(rows, n, packed, own, d, start, greater, equal):
 def _count_row(sums, r, left, own, top, counts):
     """Count a thread's r-th row of scores, of the `left` candidates from the tile on."""
     q = top + row_of(r)
-    score = own[min(q, own.shape[0] - 1)]
+    score = own[np.uintp(min(q, own.shape[0] - 1))]
     for c in range(8):
         inside = column_of(c) < left
         counts[2 * r] += np.int32(inside and not sums[8 * r + c] <= score)

@@ -57,7 +57,7 @@ def test_two_entities_that_both_lose_nearly_all_of_their_score():
 
 
 def test_more_entities_than_a_tile():
-    some = case(6, n_entities=131, n=9, n_links=1, n_relations=1, d=2)
+    some = case(6, n_entities=131, n=9, n_links=1, n_relations=1, d=10)
     dense, expected = compared("probability", some, **CUDA)
     np.testing.assert_allclose(dense, expected, rtol=1e-9, atol=1e-11)
 
@@ -110,6 +110,15 @@ def test_pieces_change_no_bit(monkeypatch):
     one_by_one = lambda work, _: [(unit, unit + 1) for unit in range(len(work))]  # noqa: E731
     monkeypatch.setattr(dispatch, "even_parts", one_by_one)
     np.testing.assert_array_equal(read(some).data, whole.data)
+
+
+def test_more_entities_than_a_grid_is_high(monkeypatch):
+    """Only the first dimension of a grid may be longer than 65,535."""
+    softmax, memory, grids = dispatch.kernels("graph_softmax", "cuda"), dispatch.memory("cuda"), []
+    monkeypatch.setattr(softmax, "launch", lambda kernel, blocks, *_, **__: grids.append(blocks))
+    monkeypatch.setattr(memory, "empty", lambda shape, dtype: memory.put(np.empty(shape, dtype)))
+    softmax.answer(None, 2**16 * softmax.RIGHT, memory.put(np.ones((1, 3), np.float32)))
+    assert (2**16, 1) in grids
 
 
 def test_less_memory_takes_smaller_pieces_and_too_little_is_told(monkeypatch):

@@ -11,10 +11,10 @@ CPU, CUDA = Kernels("cpu", "ranks"), Kernels("cuda", "ranks")
 
 
 @pytest.mark.parametrize(
-    ("n", "dtype", "d"), [(1, "float32", 5), (17, "float64", 3), (150, "float32", 6)]
+    ("n", "dtype", "d"), [(1, "float32", 5), (17, "float64", 3), (150, "float32", 19)]
 )
 def test_counts_are_those_of_the_oracle(n, dtype, d):
-    """Several tiles of questions and of candidates, the last ones narrow."""
+    """Several tiles of questions and of candidates, several stages; the last ones not whole."""
     case, expected = whole_numbers(n, 18, dtype, d)
     np.testing.assert_array_equal(count(CUDA, *case, [(0, 1), (1, 1), (1, 18)]), expected)
 
@@ -22,8 +22,8 @@ def test_counts_are_those_of_the_oracle(n, dtype, d):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_equal_rows_tie_wherever_they_stand_and_scores_are_the_cpus(dtype):
     rng = np.random.default_rng(0)
-    table = np.repeat(rng.standard_normal((27, 7)), 5, axis=0).astype(dtype)
-    vectors = rng.standard_normal((4, 7)).astype(dtype)
+    table = np.repeat(rng.standard_normal((27, 9)), 5, axis=0).astype(dtype)
+    vectors = rng.standard_normal((4, 9)).astype(dtype)
     arguments = table, vectors, np.array([0, 7, 131, 134], np.int32), [[3, 50, 134]] * 4
     greater, equal = count(CUDA, *arguments)
     np.testing.assert_array_equal((greater, equal), count(CPU, *arguments))
