@@ -110,8 +110,9 @@ class Memory:
                 )
             return self._shared.view(kind), (address + self._block[T] * self._of_block) // size
         if self._bounds is None:
-            starts = np.array([-(2**63), *sorted(self._sizes)])  # the first of them is nothing
-            self._bounds = starts, starts + [0, *(self._sizes[start] for start in starts[1:])]
+            sizes = {-(2**63): 0, **self._sizes}  # the first of them is nothing
+            starts = np.array(sorted(sizes))
+            self._bounds = starts, starts + np.array([sizes[start] for start in starts])
         starts, ends = self._bounds
         address = address - _FIRST
         array = np.searchsorted(starts, address, "right") - 1
