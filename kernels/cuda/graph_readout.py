@@ -15,7 +15,7 @@ from ..structures import LANES
 from . import memory
 from .bilinear import composed
 from .graph_softmax import Answers, Moves, answer, fix_of, log_changes
-from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
+from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import fma, tree_sum
 from .tiles import LEFT
 
@@ -35,6 +35,8 @@ SCRATCH = 2**28
 """Bytes that scores of questions, and changes of triples, take at a time."""
 
 _THREADS = 32 if SIMULATED else 256
+_HALVES = _THREADS // LANES  # half-warps of a block
+_BLOCKS = 4  # a multiprocessor: triples of an entity are divided where there are few links
 _ROUNDED = 1e-3  # of a normaliser: where less is left, the rounding of 1 would be seen
 
 
@@ -47,8 +49,9 @@ def read_links(kind, graph, rows, packed, store, groups, units, start, stop, out
         return
     bounds, pointers = memory.fetch(units)[:stop], memory.fetch(groups.pointers)
     d, n, size = rows.shape[1], graph.n_entities, rows.dtype.itemsize
-    at_once = max(1, SCRATCH // ((1 if kind == SCORE else 3) * max(n, d) * size))
-    units_at_once = max(1, SCRATCH // (TOGETHER * d * size))
+    at_once = max(1, SCRATCH // ((d if kind == SCORE else d + 2 * n) * size))
+    units_at_once = min(stop - start, max(1, SCRATCH // (TOGETHER * d * size)))
+    moves = _scratch(units_at_once * TOGETHER, d, rows.dtype)
     behind = bounds[-1, 0] + 1
     for group in range(bounds[start, 0], behind, at_once):
         last = min(group + at_once, behind)
@@ -62,13 +65,13 @@ def read_links(kind, graph, rows, packed, store, groups, units, start, stop, out
         first, end = start + np.searchsorted(bounds[start:, 0], [group, last])
         opened = group + (bounds[first, 1] > 0)  # a unit before `start` did this group's targets
         place = pointers[opened]
+        n_links = pointers[last] - place
         launch(
-            _read_untouched, pointers[last] - place, _THREADS, kind, graph, x, answers, store,
-            groups, place, group, out, wait=False,
+            _read_untouched, (n_links, -(-_BLOCKS * processors() // max(n_links, 1))), _THREADS,
+            kind, graph, x, answers, store, groups, place, group, out, wait=False,
         )  # fmt: skip
         for unit in range(first, end, units_at_once):
             some = min(units_at_once, end - unit)
-            moves = _scratch(some * TOGETHER, d, rows.dtype)
             launch(_find_moves, some, _THREADS, kind, graph, rows, store, groups, units, unit,
                    moves, wait=False)  # fmt: skip
             if kind != SCORE:
@@ -153,7 +156,7 @@ def _find_moves(kind, graph, rows, store, groups, units, first_unit, moves):
     subject, relation, flip = groups.subjects[group], groups.relations[group], groups.flips[group]
     lane = cuda.threadIdx.x % LANES
     half = 0xFFFF << (cuda.threadIdx.x & LANES)
-    for m in range(cuda.threadIdx.x // LANES, TOGETHER, _THREADS // LANES):
+    for m in range(cuda.threadIdx.x // LANES, TOGETHER, _HALVES):
         at = cuda.blockIdx.x * TOGETHER + m
         to = at // LANES * LANES * d + at % LANES
         if m >= units[unit, 2] - first:
@@ -274,7 +277,7 @@ def _read_touched(kind, rows, answers, groups, units, first_unit, first_group, m
 def _read_untouched(kind, graph, x, answers, store, groups, first_place, first_group, out):
     """Fill in triples that move the target of a link, but neither subject nor relation.
 
-    A block for each link, a half-warp for each triple.
+    A block for each link, several where there are few links, a half-warp for each triple.
     """
     place = first_place + cuda.blockIdx.x
     group = _group_of(groups.pointers, place)
@@ -282,8 +285,8 @@ def _read_untouched(kind, graph, x, answers, store, groups, first_place, first_g
     _, code = _relation_slot(graph, groups.relations[group])
     lane = cuda.threadIdx.x % LANES
     half = 0xFFFF << (cuda.threadIdx.x & LANES)
-    first = store.entity_pointers[target] + cuda.threadIdx.x // LANES
-    for entry in range(first, store.entity_pointers[target + 1], _THREADS // LANES):
+    first = cuda.blockIdx.y * _HALVES + cuda.threadIdx.x // LANES + store.entity_pointers[target]
+    for entry in range(first, store.entity_pointers[target + 1], _HALVES * cuda.gridDim.y):
         j = store.by_entity[entry]
         if store.relations[j] == code or _entity_slot(store, j, groups.subjects[group]) >= 0:
             continue
