@@ -223,37 +223,51 @@ def _rolled_back(
     memory = dispatch.memory(device)
     ours = np.isin(examples.users, rows[0]), np.isin(examples.items, rows[1])
     # Negatives may touch a row from any example.
-    sampled = program.sampler.n_negatives > 0
-    only = None if sampled else ours[0] | ours[1]
+    only = None if program.sampler.n_negatives > 0 else ours[0] | ours[1]
     changes = (
         _no_changes(program, examples.users, ours[0], device),
         _no_changes(program, examples.items, ours[1], device),
     )
     for sides in _chunks(trajectory, rows, most, device):
-        stages = backward(
-            trajectory,
-            memory_budget=LOG_BUDGET,
-            only=only,
-            n_threads=n_threads,
-            device=device,
-            description="curvature",
-            show_progress=show_progress,
-        )
-        known: dict[tuple[bool, int], Touches] = {}
-        for stage in stages:
-            for side in sides:
-                credited = changes[0 if side.of_users else 1]
-                key = (side.of_users, stage.start)
-                touches = known.get(key)
-                if touches is None:
-                    touches = _touches(side, examples.users, stage, credited.places, device)
-                    if not sampled:  # the same in every epoch
-                        known[key] = touches
-                _walk(side, touches, program, stage, credited, n_threads, device)
+        _walk_back(trajectory, sides, changes, only, n_threads, show_progress, device)
+        del sides  # whose matrices make room for the next ones
     return [
         side._replace(rows=memory.fetch(side.rows), biases=memory.fetch(side.biases))
         for side in changes
     ]
+
+
+def _walk_back(
+    trajectory: Trajectory,
+    sides: list[_Side],
+    changes: tuple[Changes, Changes],
+    only: npt.NDArray[np.bool_] | None,
+    n_threads: int,
+    show_progress: bool | None,
+    device: str,
+) -> None:
+    """Credit the changes of the rows of some sides, in one walk over the run."""
+    program, users = trajectory.program, trajectory.program.examples.users
+    stages = backward(
+        trajectory,
+        memory_budget=LOG_BUDGET,
+        only=only,
+        n_threads=n_threads,
+        device=device,
+        description="curvature",
+        show_progress=show_progress,
+    )
+    known: dict[tuple[bool, int], Touches] = {}
+    for stage in stages:
+        for side in sides:
+            credited = changes[0 if side.of_users else 1]
+            key = (side.of_users, stage.start)
+            touches = known.get(key)
+            if touches is None:
+                touches = _touches(side, users, stage, credited.places, device)
+                if program.sampler.n_negatives == 0:  # the same in every epoch
+                    known[key] = touches
+            _walk(side, touches, program, stage, credited, n_threads, device)
 
 
 def _no_changes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from backends import Kernels
@@ -192,3 +194,25 @@ def test_rows_that_do_not_fit_the_device_at_once(monkeypatch):
     room = 0
     with pytest.raises(DeviceMemoryError, match=r"even one row at a time: the log .* MiB"):
         curvature_rollback._roll_back(trajectory, None, 1, False, "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_matrices_are_gone_before_the_next_are_made(monkeypatch, device):
+    trajectory = fit(dtype="float32").trajectory_
+    expected = curvature_rollback._roll_back(trajectory, None, 1, False, "cpu")
+    monkeypatch.setattr(curvature_rollback, "memory_budget", lambda: 2 * 16 * (3 + 3) * 4)
+    made, of_side = [], curvature_rollback._side
+
+    def watched(*arguments):
+        assert all(state() is None for state in made)
+        side = of_side(*arguments)
+        made.append(weakref.ref(side.state.matrices))
+        return side
+
+    monkeypatch.setattr(curvature_rollback, "_side", watched)
+    got = curvature_rollback._roll_back(trajectory, None, 1, False, device)
+    assert len(made) == 3
+    for mine, right in zip(got, expected, strict=True):
+        np.testing.assert_allclose(
+            mine.rows[mine.places], right.rows[right.places], rtol=1e-4, atol=1e-7
+        )
