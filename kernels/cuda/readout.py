@@ -28,6 +28,7 @@ from .simd import WHOLE
 __all__ = ["find_pairs", "read_own", "read_side", "tile_units"]
 
 _PANELS = ROWS // LANES
+_WARPS = THREADS // WARP
 _PART = 256 if SIMULATED else 4096  # rows of a part, at least
 _MOST_UNITS = 512  # of one group because of its parts
 
@@ -80,7 +81,7 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
     in_parts = units[:, 5] > 0
     ends = np.cumsum(np.where(in_parts, units[:, 2] - units[:, 1], 0))
     units[:, 5] = np.where(in_parts, ends - (units[:, 2] - units[:, 1]), -1)
-    lists = _empty_lists(int(ends[-1]) if len(ends) else 0, top)
+    lists = _room_for_lists(int(ends[-1]) if len(ends) else 0, top)
     read = _reader(dtype, np.dtype(side.rows.dtype))
     launch(
         read, len(units), THREADS, dtype.type(sign), side, queries, exclusions,
@@ -89,20 +90,21 @@ def read_side(sign, side, queries, exclusions, units, first_unit, last_unit, top
     parts = units[in_parts][np.argsort(units[in_parts, 1], kind="stable")]
     tiles = np.append(np.unique(parts[:, 1], return_index=True)[1], len(parts))
     launch(
-        _merge_parts, len(tiles) - 1, THREADS, memory.put(parts), memory.put(tiles),
-        queries.ids, top, lists,
+        _merge_parts, (len(tiles) - 1, QUERIES // _WARPS), THREADS, memory.put(parts),
+        memory.put(tiles), queries.ids, top, lists,
     )  # fmt: skip
 
 
-def _empty_lists(n, top):
-    """Lists of tiles in parts, with totals where the lists of the queries have them."""
+def _room_for_lists(n, top):
+    """Room for n lists of tiles in parts, and for totals where the lists of the queries have them.
+
+    Whoever fills the lists begins with empty ones.
+    """
     k = top.values.shape[1]
-    return memory.put(
-        Top(
-            np.full((n, k), -np.inf, top.values.dtype),
-            np.full((n, k), -1, np.int32),
-            np.zeros(n if top.totals.shape[0] else 0),
-        )
+    return Top(
+        memory.empty((n, k), top.values.dtype),
+        memory.empty((n, k), np.int32),
+        memory.empty(n if top.totals.shape[0] else 0, np.float64),
     )
 
 
@@ -153,6 +155,10 @@ def _reader(dtype, element):
             counts[q] = 0
         for i in range(8):
             absolutes[i * THREADS + thread] = 0
+        if in_part:
+            for q in range(stop - start):
+                for e in range(thread, k, THREADS):
+                    values[list_of + q, e], indices[list_of + q, e] = nothing, -1
         cuda.syncthreads()
 
         mine = start + (thread >> 5) * 16 < stop  # a query of this warp
@@ -253,19 +259,19 @@ def _merge_parts(parts, tiles, ids, top, lists):
     """Merge the lists of a tile's parts into those of its queries: a warp has a query."""
     lane = cuda.threadIdx.x % WARP
     first, last = tiles[cuda.blockIdx.x], tiles[cuda.blockIdx.x + 1]
-    start, stop = parts[first, 1], parts[first, 2]
-    k, with_totals = top.values.shape[1], top.totals.shape[0] > 0
-    for s in range(start + cuda.threadIdx.x // WARP, stop, THREADS // WARP):
-        query = ids[s]
-        for part in range(first, last):
-            row = parts[part, 5] + s - start
-            for e in range(0, k, WARP):
-                value, index = top.values.dtype.type(-np.inf), LAST
-                if e + lane < k:
-                    value, index = lists.values[row, e + lane], lists.indices[row, e + lane]
-                into_list(lane, value, index, top.values, top.indices, query)
-            if with_totals and lane == 0:
-                top.totals[query] += lists.totals[row]
+    q = cuda.blockIdx.y * _WARPS + cuda.threadIdx.x // WARP
+    if parts[first, 1] + q >= parts[first, 2]:
+        return
+    query, k = ids[parts[first, 1] + q], top.values.shape[1]
+    for part in range(first, last):
+        row = parts[part, 5] + q
+        for e in range(0, k, WARP):
+            value, index = top.values.dtype.type(-np.inf), LAST
+            if e + lane < k:
+                value, index = lists.values[row, e + lane], lists.indices[row, e + lane]
+            into_list(lane, value, index, top.values, top.indices, query)
+        if top.totals.shape[0] > 0 and lane == 0:
+            top.totals[query] += lists.totals[row]
 
 
 def read_own(sign, user_side, item_side, own, item_places, vectors, users, items, top):
