@@ -43,21 +43,26 @@ def tile_units(pointers, query_pointers):
         tile has other parts; the most work first.
     """
     pointers, query_pointers = memory.fetch(pointers), memory.fetch(query_pointers)
-    sizes, counts = np.diff(pointers), np.diff(query_pointers)
-    tiles = np.where(sizes > 0, -(-counts // QUERIES), 0)
-    parts = np.minimum(-(-sizes // _PART), np.maximum(_MOST_UNITS // np.maximum(tiles, 1), 1))
-    lengths = -(-sizes // np.maximum(parts * ROWS, 1)) * ROWS
-    parts = -(-sizes // np.maximum(lengths, 1))
-    n_units = tiles * parts
-    groups = np.repeat(np.arange(len(sizes)), n_units)
-    tile, part = np.divmod(
-        np.arange(len(groups)) - np.repeat(np.cumsum(n_units) - n_units, n_units), parts[groups]
+    # Of a million users few may be asked for: all others are left out at once.
+    asked = np.flatnonzero(
+        (query_pointers[1:] > query_pointers[:-1]) & (pointers[1:] > pointers[:-1])
     )
+    sizes = pointers[asked + 1] - pointers[asked]
+    tiles = -(-(query_pointers[asked + 1] - query_pointers[asked]) // QUERIES)
+    parts = np.minimum(-(-sizes // _PART), np.maximum(_MOST_UNITS // tiles, 1))
+    lengths = -(-sizes // (parts * ROWS)) * ROWS
+    parts = -(-sizes // lengths)
+    n_units = tiles * parts
+    number = np.repeat(np.arange(len(asked)), n_units)
+    tile, part = np.divmod(
+        np.arange(len(number)) - np.repeat(np.cumsum(n_units) - n_units, n_units), parts[number]
+    )
+    groups = asked[number]
     starts = query_pointers[groups] + tile * QUERIES
     stops = np.minimum(starts + QUERIES, query_pointers[groups + 1])
-    first_rows = part * lengths[groups]
-    last_rows = np.minimum(first_rows + lengths[groups], sizes[groups])
-    units = np.stack([groups, starts, stops, first_rows, last_rows, parts[groups] > 1], 1)
+    first_rows = part * lengths[number]
+    last_rows = np.minimum(first_rows + lengths[number], sizes[number])
+    units = np.stack([groups, starts, stops, first_rows, last_rows, parts[number] > 1], 1)
     return units[np.argsort(first_rows - last_rows, kind="stable")].astype(np.int64)
 
 
