@@ -8,22 +8,21 @@ read the vector from shared memory, four lanes a load.
 `advance` moves 7 panels, 7 * 64 d bytes a row in float32, and reads 2 d^2 of each triangular pass
 for 32 d^2 operations of both: memory bounds it below d of about 200, the waiting of a tile's steps
 for one another is hidden by the other warps (44 of them a multiprocessor at d = 65). The passes
-over panels are bound by memory as well. `factor_rows` is d^3 / 3 operations a row from the L1
-cache, done once for all iterations.
+over panels are bound by memory as well. `factor_rows` is d^3 / 3 operations a row (see `cholesky`),
+done once for all iterations.
 """
 
 import functools
-import math
 
 import numpy as np
 
-from ..errors import DeviceError
 from ..structures import LANES
 from . import memory
+from .cholesky import FACTOR_ROOM, FACTOR_THREADS, factor
 from .fours import put4, same4, sum4, times4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import fma, load4
-from .substitution import TILE, backward, forward
+from .substitution import TILE, backward, forward, rooms
 
 __all__ = [
     "advance",
@@ -44,10 +43,8 @@ _SINGULAR = 1e-30  # of a diagonal: what is left of it is nothing
 _WARPS = 2 if SIMULATED else 4  # of a block: a row each
 _THREADS = 32 if SIMULATED else 256  # of a block of the passes over panels; a multiple of 4
 _PER_PROCESSOR = 1 if SIMULATED else 8  # such blocks
-_FACTOR_THREADS = 16 if SIMULATED else 128  # of a block that factors a row
 _GROUPS = 2 if SIMULATED else 16  # of 16 threads, of a block that adds up rows
 _PARTS = 2 if SIMULATED else 128  # such blocks, whatever the device: they are an order of summing
-_SHARED_BYTES = 48 * 1024  # of a block
 
 
 @inner_kernel
@@ -73,6 +70,13 @@ def _write_sums(sums, i, q, out):
 # ---------------------------------------------------------------- substitution
 
 
+@inner_kernel
+def _put_room(room, base, i, q, out):
+    """Write what a thread left in its warp's room: coordinate i of every tile, four lanes."""
+    for f in range(i, out.shape[0], TILE):
+        put4(out[f], q, load4(room, base + LANES * f + q))
+
+
 @kernel
 def precondition_row(length, factors, divisors, residual, start, stop, out):
     room = cuda.shared.array(0, residual.dtype, alignment=16)
@@ -92,7 +96,8 @@ def precondition_row(length, factors, divisors, residual, start, stop, out):
         elif first + i < d:
             put4(out[row, first + i], q, lanes)
     if factors.shape[0] > 0:
-        backward(factors, divisors, row, room, base, i, q, out[row])
+        backward(factors, divisors, row, room, base, i, q)
+        _put_room(room, base, i, q, out[row])
 
 
 @kernel
@@ -126,7 +131,8 @@ def advance_row(
         elif f < d:
             put4(target[row, f], q, lanes)
     if factors.shape[0] > 0:
-        backward(factors, divisors, row, room, base, i, q, target[row])
+        backward(factors, divisors, row, room, base, i, q)
+        _put_room(room, base, i, q, target[row])
     else:
         produced = squared
     _write_sums(squared, i, q, squares[row])
@@ -135,39 +141,16 @@ def advance_row(
 
 @kernel
 def factor_row(damping, blocks, start, divisors):
-    """Column by column; what was found stands in both triangles, so that threads read in a row."""
-    pivot = cuda.shared.array(1, blocks.dtype)
-    row, d = start + cuda.blockIdx.x, blocks.shape[1]
-    for j in range(d):
-        for f in range(j + cuda.threadIdx.x, d, cuda.blockDim.x):
-            value = blocks[row, f, j]
-            if f == j:
-                value += damping
-            least = blocks.dtype.type(_SINGULAR) * abs(value)
-            for g in range(j):
-                value = fma(-blocks[row, g, f], blocks[row, g, j], value)
-            if f > j:
-                blocks[row, f, j] = value
-            elif value > least:
-                pivot[0] = value
-            else:
-                pivot[0] = 0
-        cuda.syncthreads()
-        root = math.sqrt(pivot[0])
-        if root == 0:
-            if cuda.threadIdx.x == 0:
-                divisors[row, 0] = 0
-            return
-        one = blocks.dtype.type(1) / root
-        for f in range(j + cuda.threadIdx.x, d, cuda.blockDim.x):
-            if f > j:
-                value = blocks[row, f, j] * one
-                blocks[row, f, j] = value
-                blocks[row, j, f] = value
-            else:
-                blocks[row, j, j] = root
-                divisors[row, j] = one
-        cuda.syncthreads()
+    room = cuda.shared.array(FACTOR_ROOM, blocks.dtype)
+    row, t, d = start + cuda.blockIdx.x, cuda.threadIdx.x, blocks.shape[1]
+    block, one = blocks[row], blocks.dtype.type(1)
+    for f in range(t, d, FACTOR_THREADS):
+        block[f, f] += damping
+    if factor(t, _SINGULAR, block, d, room):
+        for f in range(t, d, FACTOR_THREADS):
+            divisors[row, f] = one / block[f, f]
+    elif t == 0:
+        divisors[row, 0] = 0
 
 
 def factor_rows(damping, blocks, start, stop, divisors):
@@ -176,7 +159,7 @@ def factor_rows(damping, blocks, start, stop, divisors):
     See the twin in kernels.cpu. Their upper parts are overwritten, too.
     """
     number = blocks.dtype.type(damping)
-    launch(factor_row, stop - start, _FACTOR_THREADS, number, blocks, start, divisors)
+    launch(factor_row, stop - start, FACTOR_THREADS, number, blocks, start, divisors)
 
 
 def precondition_rows(factors, divisors, residual, start, stop, out):
@@ -210,18 +193,10 @@ def _nothing(dtype):
 
 
 def _launch_by_row(function, panel, start, stop, arguments):
-    """A warp for every row, with room for a vector of whole tiles."""
-    length = -(-panel.shape[1] // TILE) * TILE * LANES
-    of_warp = length * panel.dtype.itemsize
-    warps = min(_WARPS, _SHARED_BYTES // of_warp)
-    if warps == 0:
-        raise DeviceError(
-            f"a row of {panel.shape[1]:,} numbers takes {of_warp:,} bytes of shared memory for "
-            f"{LANES} right-hand sides in {panel.dtype}, and a block of threads has "
-            f"{_SHARED_BYTES:,}: use fewer factors, or device='cpu'"
-        )
+    """A warp for every row, with room for a vector."""
+    length, warps, shared = rooms(panel.shape[1], panel.dtype, _WARPS)
     blocks = -(-max(0, stop - start) // warps)
-    launch(function, blocks, 32 * warps, length, *arguments, shared=warps * of_warp)
+    launch(function, blocks, 32 * warps, length, *arguments, shared=shared)
 
 
 # ---------------------------------------------------------------- inner products

@@ -5,14 +5,47 @@ a tile's own 8 steps exchange numbers by shuffles, the products with other tiles
 from shared memory (the room, whole tiles of it), four lanes a load.
 """
 
+import numpy as np
+
+from ..errors import DeviceError
 from ..structures import LANES
 from .fours import add4, put4, times4
 from .jit import cuda, inner_kernel
 from .simd import WHOLE, load4
 
-__all__ = ["TILE", "backward", "forward"]
+__all__ = ["TILE", "backward", "forward", "rooms"]
 
 TILE = 8  # coordinates a warp holds at a time, of 16 lanes in quads
+
+_SHARED_BYTES = 48 * 1024  # of a block
+
+
+def rooms(d, dtype, most):
+    """How many warps of a block, `most` at most, have room for a vector of d coordinates.
+
+    Returns
+    -------
+    length : int
+        Numbers of a room.
+    warps : int
+    shared : int
+        Bytes of shared memory for all of them.
+
+    Raises
+    ------
+    DeviceError
+        There is no room for a single vector.
+    """
+    length = -(-d // TILE) * TILE * LANES
+    of_warp = length * np.dtype(dtype).itemsize
+    warps = min(most, _SHARED_BYTES // of_warp)
+    if warps == 0:
+        raise DeviceError(
+            f"a row of {d:,} numbers takes {of_warp:,} bytes of shared memory for {LANES} "
+            f"right-hand sides in {np.dtype(dtype)}, and a block of threads has "
+            f"{_SHARED_BYTES:,}: use fewer factors, or device='cpu'"
+        )
+    return length, warps, warps * of_warp
 
 
 @inner_kernel
@@ -55,10 +88,12 @@ def forward(factors, divisors, row, first, lanes, room, base, i, q):
 
 
 @inner_kernel
-def backward(factors, divisors, row, room, base, i, q, out):
-    """``out = L'^-1 y`` of a row; y is in the room, where each tile is taken out of those before.
+def backward(factors, divisors, row, room, base, i, q):
+    """``L'^-1 y`` of a row in place of y, which is in the room; each tile is taken out of those
+    before.
 
-    By rows of L, as in the forward pass: those read last are the first to be read again.
+    By rows of L, as in the forward pass: those read last are the first to be read again. A thread
+    then has coordinate i of every tile, its four lanes, where it may read them without waiting.
     """
     d = factors.shape[1]
     for back in range(0, d, TILE):
@@ -74,8 +109,6 @@ def backward(factors, divisors, row, room, base, i, q, out):
             if i < j:
                 x = -factors[row, min(first + j, d - 1), f]
                 lanes = add4(lanes, x, solved)
-        if first + i < d:
-            put4(out[first + i], q, lanes)
         put4(room, here + LANES * i, lanes)
         cuda.syncwarp()
         for tile in range(0, first, TILE):

@@ -33,7 +33,7 @@ def untouched(now, before):
 
 @each_backend
 @each_dtype
-@pytest.mark.parametrize("d", [1, 8, 19])
+@pytest.mark.parametrize("d", [1, 8, 19, 37])
 def test_factors_of_damped_blocks(kernels, dtype, d):
     blocks = blocks_of(N_ROWS, d, d)
     factors = np.tril(blocks).astype(dtype)

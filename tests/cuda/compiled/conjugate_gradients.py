@@ -5,6 +5,7 @@ from __future__ import annotations
 from toolchain import Compiled
 from typed import array, number, scalar
 
+from fastinfluence.kernels.cuda import cholesky
 from fastinfluence.kernels.cuda import conjugate_gradients as kernels
 
 LANES = 16
@@ -33,7 +34,7 @@ def compiled() -> list[Compiled]:
             ]
         flat = lanes
         for kernel, signature, threads in (
-            (kernels.factor_row, (one, factors[0], number, factors[1]), 128),
+            (kernels.factor_row, (one, factors[0], number, factors[1]), cholesky.FACTOR_THREADS),
             (kernels.damp_row, (one, panel, *rows, panel, sums), 128),
             (kernels.multiply_row, (panel, panel, *rows, sums), 128),
             (kernels.turn_quads, (lanes, flat, *rows, flat), 256),
