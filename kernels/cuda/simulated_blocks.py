@@ -1,14 +1,16 @@
 """The threads of a simulated block, of which one runs at a time.
 
-Each runs until it waits for others, then hands over to the next. No thread polls, and none
-competes for the interpreter; threads that wait in vain are told so at once; and as each runs as
-far ahead of the others as it can, a `syncthreads` that is missing is missed.
+Each runs until it waits for others, then hands over to another, which chance chooses, from a seed.
+No thread polls, and none competes for the interpreter; threads that wait in vain are told so at
+once. Each runs as far ahead of the others as it can: what it finds in memory says little of what
+it would find on a GPU, so `simulated_memory` looks at every access for what orders it.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable
 from itertools import product
 from types import SimpleNamespace
@@ -16,7 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from .simulated_memory import Memory, Race
+
 __all__ = ["Block", "run", "running"]
+
+
+_SEED = "FASTINFLUENCE_CUDASIM_SEED"
+"""Environment variable: another number, another order of blocks and threads."""
 
 
 class _Abandoned(BaseException):
@@ -30,7 +38,8 @@ class _Thread:
         self.turn = threading.Lock()
         self.turn.acquire()
         self.block: Any = None
-        self.number, self.place = 0, (0, 0, 0)
+        self.number, self.threadIdx = 0, _dim3((0, 0, 0))
+        self.date = self.time = self.clock = 0  # see `simulated_memory`
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
@@ -50,7 +59,7 @@ def running() -> Any:
 
 
 def run(function: Callable[..., Any], grid: Any, block: Any, shared: int, arguments: Any) -> None:
-    """Run a kernel, block after block. One kernel at a time.
+    """Run a kernel, block after block, in an order of chance. One kernel at a time.
 
     Parameters
     ----------
@@ -65,37 +74,57 @@ def run(function: Callable[..., Any], grid: Any, block: Any, shared: int, argume
     ------
     RuntimeError
         Threads wait for others that do not come.
+    Race
+        Two threads access the same memory in no order.
     Exception
         What a thread raises, with a note that names it.
     """
     grid, block = (tuple(map(int, (*shape, 1, 1)[:3])) for shape in (grid, block))
+    memory = Memory(function, arguments)
+    error = _run(function, grid, block, shared, memory)
+    race = memory.race()
+    if race:
+        memory = memory.again(race)
+        _run(function, grid, block, shared, memory)  # as before, to the last access
+        said = ", and ".join(memory.traces[access] for access in race)
+        raise Race(f"{function.__qualname__}: {said}: nothing orders these") from error
+    if error is not None:
+        raise error
+
+
+def _run(function: Any, grid: Any, shape: Any, shared: int, memory: Memory) -> BaseException | None:
+    seed = int(os.environ.get(_SEED, "0"))
+    chance = random.Random(seed)
+    places = list(product(*map(range, grid)))
+    chance.shuffle(places)
     # If this is interrupted, threads that are in the midst of something are used no more.
     threads = _idle.copy()
     _idle.clear()
-    while len(threads) < np.prod(block):
+    while len(threads) < np.prod(shape):
         threads.append(_Thread())
-    for z, y, x in product(*map(range, reversed(grid))):
-        error = Block(function, arguments, (x, y, z), grid, block, shared).run(threads)
+    for place in places:
+        error = Block(function, memory, place, grid, shape, shared, chance).run(threads)
         if error is not None:
+            error.add_note(f"in the order of {_SEED}={seed}")
             break
     _idle.extend(threads)
-    if error is not None:
-        raise error
+    return error
 
 
 class Block:
     """A block, and where its threads are."""
 
     def __init__(
-        self, function: Any, arguments: Any, place: Any, grid: Any, shape: Any, shared: int
-    ) -> None:
-        self._function, self._arguments = function, arguments
+        self, function: Any, memory: Memory, place: Any, grid: Any, shape: Any, shared: int,
+        chance: random.Random,
+    ) -> None:  # fmt: skip
+        self._function, self.memory, self._chance = function, memory, chance
         self.blockIdx, self.gridDim, self.blockDim = map(_dim3, (place, grid, shape))
         self.size = int(np.prod(shape))
         self.arrays: dict[Any, Any] = {}  # in shared memory
-        self.dynamic = np.full(shared, 0xFF, np.uint8)
+        self.dynamic, self.address = np.full(shared, 0xFF, np.uint8), memory.room(shared)
         self._alive = self.size
-        self._ready: deque[_Thread] = deque()
+        self._ready: list[_Thread] = []
         self._meetings: dict[Hashable, dict[_Thread, Any]] = {}
         self._error: BaseException | None = None
         self._done = threading.Lock()
@@ -108,6 +137,7 @@ class Block:
             place = number % width, number // width % height, number // (width * height)
             thread.threadIdx = _dim3(place)
             self._ready.append(thread)
+        self.memory.begin(self._ready)
         with self._done:  # taken here, and by the last thread given back
             self._hand_over()
             self._done.acquire()
@@ -117,7 +147,7 @@ class Block:
         """Be a thread of this block, from its first turn to its end."""
         try:
             if self._error is None:
-                self._function(*self._arguments)
+                self._function(*self.memory.arguments)
         except _Abandoned:
             pass
         except BaseException as error:
@@ -125,7 +155,9 @@ class Block:
             self._error = error
         self._alive -= 1
         if self._error is None and len(self._meetings.get("block", ())) == self._alive:
-            self._ready.extend(self._meetings.pop("block", ()))
+            meeting = self._meetings.pop("block", {})
+            self.memory.barrier(meeting)
+            self._ready.extend(meeting)
         if self._meetings and not self._ready and self._error is None:
             self._error = self._in_vain()
         if self._error is not None:
@@ -134,7 +166,9 @@ class Block:
             self._meetings.clear()
         self._hand_over()
 
-    def meet(self, who: Hashable, value: Any, needed: int | None = None) -> dict[_Thread, Any]:
+    def meet(
+        self, who: Hashable, value: Any, needed: int | None = None, orders: bool = False
+    ) -> dict[_Thread, Any]:
         """Wait for the others who call this with the same `who`, and get the values of all.
 
         Parameters
@@ -143,12 +177,19 @@ class Block:
         value : object
         needed : int, optional
             How many they are: all threads that have not ended, if not given.
+        orders : bool
+            Whether it orders what these lanes of a warp do in memory; all threads always do.
         """
         thread = _now.thread
         meeting = self._meetings.setdefault(who, {})
         meeting[thread] = value
         if len(meeting) == (self._alive if needed is None else needed):
             del self._meetings[who]
+            if needed is None:
+                self.memory.barrier(meeting)
+            elif orders:
+                self.memory.barrier_of_warp(meeting)
+            self.memory.turn(thread)
             self._ready.extend(other for other in meeting if other is not thread)
             return meeting
         if not self._ready:
@@ -161,7 +202,11 @@ class Block:
 
     def _hand_over(self) -> None:
         if self._ready:
-            _now.thread = self._ready.popleft()
+            ready = self._ready
+            last = int(self._chance.random() * len(ready))
+            ready[last], ready[-1] = ready[-1], ready[last]
+            _now.thread = ready.pop()
+            self.memory.turn(_now.thread)
             _now.thread.turn.release()
         else:
             self._done.release()

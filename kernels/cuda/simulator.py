@@ -2,7 +2,8 @@
 
 Memory is numba-cuda's simulator's. Its threads are not: it has no warps, rounds `fma` twice, and
 polls the threads of a block. `Cuda` stands in for the module ``numba.cuda`` in the kernels'
-files, `Kernel` for a compiled kernel; see `simulated_blocks` for the threads.
+files, `Kernel` for a compiled kernel; see `simulated_blocks` for the threads, `simulated_memory`
+for the arrays that they are given.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,21 +40,22 @@ class Kernel:
         simulated_blocks.run(self.py_func, blocks, threads, shared, arguments)
 
 
-def _exchange(mask: int, value: Any) -> tuple[dict[int, Any], int]:
-    """Values of all lanes of a mask, by lane, and the number of one's own."""
+def _exchange(what: str, mask: int, value: Any, orders: bool = False) -> tuple[dict[int, Any], int]:
+    """Values of all lanes of a mask that do the same, by lane, and the number of one's own."""
     thread = running()
     warp, lane = divmod(thread.number, 32)
     here = min(32, thread.block.size - warp * 32)
     mask = int(mask) & (1 << here) - 1
     if not mask >> lane & 1:
         raise RuntimeError(f"lane {lane} takes part in an exchange of the lanes {mask:#x}")
-    met = thread.block.meet(f"warp {warp}, lanes {mask:#x}", value, mask.bit_count())
+    who = f"{what} of warp {warp}, lanes {mask:#x}"
+    met = thread.block.meet(who, value, mask.bit_count(), orders)
     return {other.number % 32: its for other, its in met.items()}, lane
 
 
-def _shuffle(source: Callable[[int, int], int]) -> Callable[..., Any]:
+def _shuffle(what: str, source: Callable[[int, int], int]) -> Callable[..., Any]:
     def shuffle(mask: int, value: Any, number: int) -> Any:
-        values, lane = _exchange(mask, value)
+        values, lane = _exchange(what, mask, value)
         return values.get(source(lane, int(number)), value)
 
     return staticmethod(shuffle)
@@ -74,20 +77,31 @@ class _Shared:
     @staticmethod
     def array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         block = running().block
-        if shape == 0:  # dynamic
-            kind = np.dtype(dtype)
-            return block.dynamic[: block.dynamic.size // kind.itemsize * kind.itemsize].view(kind)
         frame = sys._getframe(1)  # an array is known by the line that asks for it
-        asked = frame.f_code.co_filename, frame.f_lineno
+        asked = ("dynamic", dtype) if shape == 0 else (frame.f_code.co_filename, frame.f_lineno)
         if asked not in block.arrays:
-            block.arrays[asked] = _poisoned(shape, dtype)
+            name = f"shared memory of {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            if shape == 0:  # dynamic
+                kind = np.dtype(dtype)
+                whole = block.dynamic.size // kind.itemsize * kind.itemsize
+                values, address = block.dynamic[:whole].view(kind), block.address
+            else:
+                values = _poisoned(shape, dtype)
+                address = block.memory.room(values.nbytes)
+            block.arrays[asked] = block.memory.watched(values, address, name)
         return block.arrays[asked]
+
+
+class _Atomic:
+    def __getattr__(self, name: str) -> Any:
+        change = getattr(FakeCUDAAtomic, name)
+        return lambda array, index, *given: change(self, array.atomically(index), index, *given)
 
 
 class Cuda:
     """``numba.cuda`` for the host, and what a kernel sees of it."""
 
-    atomic, local, shared = FakeCUDAAtomic(), _Local(), _Shared()
+    atomic, local, shared = _Atomic(), _Local(), _Shared()
 
     threadIdx = property(lambda self: running().threadIdx)
     blockIdx = property(lambda self: running().block.blockIdx)
@@ -123,27 +137,27 @@ class Cuda:
     def syncthreads_or(predicate: Any) -> int:
         return int(any(running().block.meet("block", predicate).values()))
 
-    shfl_sync = _shuffle(lambda lane, number: number % 32)
-    shfl_up_sync = _shuffle(lambda lane, number: lane - number)
-    shfl_down_sync = _shuffle(lambda lane, number: lane + number)
-    shfl_xor_sync = _shuffle(lambda lane, number: lane ^ number)
+    shfl_sync = _shuffle("shfl_sync", lambda lane, number: number % 32)
+    shfl_up_sync = _shuffle("shfl_up_sync", lambda lane, number: lane - number)
+    shfl_down_sync = _shuffle("shfl_down_sync", lambda lane, number: lane + number)
+    shfl_xor_sync = _shuffle("shfl_xor_sync", lambda lane, number: lane ^ number)
 
     @staticmethod
     def ballot_sync(mask: int, predicate: Any) -> Any:
-        values, _ = _exchange(mask, bool(predicate))
+        values, _ = _exchange("ballot_sync", mask, bool(predicate))
         return np.uint32(sum(1 << lane for lane, value in values.items() if value))
 
     @staticmethod
     def any_sync(mask: int, predicate: Any) -> bool:
-        return any(_exchange(mask, bool(predicate))[0].values())
+        return any(_exchange("any_sync", mask, bool(predicate))[0].values())
 
     @staticmethod
     def all_sync(mask: int, predicate: Any) -> bool:
-        return all(_exchange(mask, bool(predicate))[0].values())
+        return all(_exchange("all_sync", mask, bool(predicate))[0].values())
 
     @staticmethod
     def syncwarp(mask: int = 0xFFFFFFFF) -> None:
-        _exchange(mask, None)
+        _exchange("syncwarp", mask, None, orders=True)
 
     @staticmethod
     def ffs(value: Any) -> int:
