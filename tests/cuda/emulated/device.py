@@ -50,6 +50,9 @@ class Array:
     ndim = property(lambda self: self.held.ndim)
     nbytes = property(lambda self: self.held.nbytes)
 
+    def is_c_contiguous(self) -> bool:
+        return bool(self.held.flags.c_contiguous)
+
     def __len__(self) -> int:
         return len(self.held)
 
