@@ -7,6 +7,7 @@ of four), and a thread reads them four at a time for 4 edges x 4 lanes: two load
 for 16 multiplications.
 """
 
+from .bisection import group_of
 from .fours import add4, gather4, put4, same4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import load4
@@ -21,18 +22,6 @@ _BLOCKS = 1 if SIMULATED else 24
 _STRIDE = 36  # of rows of 32 numbers: whole vectors of four, each of eight on banks of its own
 _TILE = 32 * _STRIDE
 _TILES = _WARPS * _TILE
-
-
-@inner_kernel
-def _row_of(pointers, place, low, high):
-    """The row from `low` on and below `high` that has a place."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        if pointers[middle] <= place:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 @inner_kernel
@@ -95,7 +84,7 @@ def along_panel(rows, pointers, others, numbers, panel, start, stop, added, out)
     n_places = pointers[stop] - pointers[start]
     place = pointers[start] + n_places * number // n_warps
     last = pointers[start] + n_places * (number + 1) // n_warps
-    row = _row_of(pointers, place, start, stop)
+    row = group_of(pointers, start, stop, place)
     while place < last:
         while pointers[row + 1] <= place:
             row += 1

@@ -14,6 +14,7 @@ from ..cpu.graph_readout import LOG_PROBABILITY, PROBABILITY, SCORE
 from ..structures import LANES
 from . import memory
 from .bilinear import composed
+from .bisection import first_from, group_of
 from .graph_softmax import Answers, Moves, answer, fix_of, log_changes
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .simd import fma, tree_sum
@@ -217,27 +218,7 @@ def _self_influence(graph, rows, store, links, start, stop, out):
 @inner_kernel
 def _place_of(out, row, j):
     """Where triple j stands in a row of the matrix."""
-    first, last = out.pointers[row], out.pointers[row + 1]
-    while first < last:
-        middle = (first + last) // 2
-        if out.indices[middle] < j:
-            first = middle + 1
-        else:
-            last = middle
-    return first
-
-
-@inner_kernel
-def _group_of(pointers, place):
-    """The group whose stretch a place is in."""
-    first, last = 0, pointers.shape[0] - 1
-    while last - first > 1:
-        middle = (first + last) // 2
-        if pointers[middle] <= place:
-            first = middle
-        else:
-            last = middle
-    return first
+    return first_from(out.indices, out.pointers[row], out.pointers[row + 1], j)
 
 
 @inner_kernel
@@ -280,7 +261,7 @@ def _read_untouched(kind, graph, x, answers, store, groups, first_place, first_g
     A block for each link, several where there are few links, a half-warp for each triple.
     """
     place = first_place + cuda.blockIdx.x
-    group = _group_of(groups.pointers, place)
+    group = group_of(groups.pointers, 0, groups.pointers.shape[0] - 1, place)
     question, target, row = group - first_group, groups.targets[place], groups.links[place]
     _, code = _relation_slot(graph, groups.relations[group])
     lane = cuda.threadIdx.x % LANES

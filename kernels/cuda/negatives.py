@@ -4,6 +4,7 @@ Drawing is a chain of look-ups that depend on one another; a thread for each vis
 behind those of the others, so they are drawn by a kernel of their own before the steps are made.
 """
 
+from .bisection import first_from
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch, processors
 from .random import draw, stream
 
@@ -16,15 +17,9 @@ _THREADS = 32 if SIMULATED else 128
 
 @inner_kernel
 def _is_known(sampler, user, item):
-    low, high = sampler.known_pointers[user], sampler.known_pointers[user + 1]
-    stop = high
-    while low < high:
-        middle = (low + high) >> 1
-        if sampler.known_items[middle] < item:
-            low = middle + 1
-        else:
-            high = middle
-    return low < stop and sampler.known_items[low] == item
+    start, stop = sampler.known_pointers[user], sampler.known_pointers[user + 1]
+    place = first_from(sampler.known_items, start, stop, item)
+    return place < stop and sampler.known_items[place] == item
 
 
 @inner_kernel

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..structures import LANES
 from . import memory
+from .bisection import group_of
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 
 __all__ = ["decoder", "pack_rows", "place_of"]
@@ -56,24 +57,11 @@ def pack_rows(factors, biases, sources, pointers, first_group, last_group, out):
     launch(pack, blocks, _THREADS, factors, biases, sources, pointers, first_group, last_group, out)
 
 
-@inner_kernel
-def _group_of(pointers, first_group, last_group, place):
-    """The group of a place, by bisection."""
-    low, high = first_group, last_group
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if pointers[middle] <= place:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 @kernel
 def _pack(factors, biases, sources, pointers, first_group, last_group, out):
     place, k = pointers[first_group] + cuda.grid(1), factors.shape[1]
     if place < pointers[last_group]:
-        group = _group_of(pointers, first_group, last_group, place)
+        group = group_of(pointers, first_group, last_group, place)
         at, step = place_of(pointers, group, place, k + 1)
         source = sources[place]
         for f in range(k):
@@ -85,7 +73,7 @@ def _pack(factors, biases, sources, pointers, first_group, last_group, out):
 def _pack_bfloat16(factors, biases, sources, pointers, first_group, last_group, out):
     place, k = pointers[first_group] + cuda.grid(1), factors.shape[1]
     if place < pointers[last_group]:
-        group = _group_of(pointers, first_group, last_group, place)
+        group = group_of(pointers, first_group, last_group, place)
         at, step = place_of(pointers, group, place, k + 1)
         source = sources[place]
         for f in range(k):

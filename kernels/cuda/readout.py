@@ -20,6 +20,7 @@ import numpy as np
 
 from ..structures import LANES, Top
 from . import memory, rows
+from .bisection import first_from
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
 from .row_tiles import QUERIES, ROWS, THREADS, stage_sizes, stages
 from .select import LAST, WAITING, WARP, into_list, leave_out, let_wait, merge_waiting
@@ -339,15 +340,9 @@ def find_pairs(known_pointers, known_items, users, items, start, stop, starts, s
 def _find_pairs(known_pointers, known_items, users, items, start, stop, starts, stops):
     query = start + cuda.grid(1)
     if query < stop:
-        low, end = known_pointers[users[query]], known_pointers[users[query] + 1]
-        high = end
-        while low < high:
-            middle = (low + high) >> 1
-            if known_items[middle] < items[query]:
-                low = middle + 1
-            else:
-                high = middle
-        starts[query] = low
-        while low < end and known_items[low] == items[query]:
-            low += 1
-        stops[query] = low
+        first, end = known_pointers[users[query]], known_pointers[users[query] + 1]
+        place = first_from(known_items, first, end, items[query])
+        starts[query] = place
+        while place < end and known_items[place] == items[query]:
+            place += 1
+        stops[query] = place
