@@ -74,7 +74,7 @@ class PairInfluence(RowAttribution):
         there are used as they are.
     n_threads : int, optional
         All processors by default; it never changes a result.
-    device : {"auto", "cpu"} or "torch:<device>", default "auto"
+    device : {"auto", "cpu", "cuda"} or "torch:<device>", default "auto"
     show_progress : bool, optional
         Of no effect: there is nothing to wait for.
 
@@ -90,6 +90,8 @@ class PairInfluence(RowAttribution):
         An option out of range.
     DataError
         Parameters that are not finite.
+    DeviceError
+        A device that is not there, or rows that are too long for it.
     NegativeCurvature
         The Hessian is not positive definite on a row, or on those of a pair that is asked about:
         the message names it, its smallest eigenvalue, and a damping that is large enough.
@@ -113,7 +115,7 @@ class PairInfluence(RowAttribution):
 
     name = "influence-function-pair"
     units = "effect"
-    served = ("cpu", "torch")
+    served = ("cpu", "cuda", "torch")
 
     def __init__(
         self,
@@ -197,8 +199,8 @@ class PairInfluence(RowAttribution):
         def part(start: int, stop: int) -> None:
             some = slice(start, stop)
             couplings = self._endpoint.couplings(self.rows.by_pair, starts[some], stops[some])
-            by_user[some], by_item[some], definite = self._endpoint.link(
-                users[some], items[some], couplings
+            definite = self._endpoint.link(
+                users[some], items[some], couplings, by_user[some], by_item[some]
             )
             if not definite.all():
                 bad = int(definite.argmin())

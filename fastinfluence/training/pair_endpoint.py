@@ -50,7 +50,7 @@ class PairEndpoint(Endpoint):
     n_threads : int
         Of the CPU.
     device : str, default "cpu"
-        Backend that holds the arrays and computes: "cpu" or "torch:<device>".
+        Backend that holds the arrays and computes: see `dispatch`.
     """
 
     def __init__(
@@ -159,37 +159,39 @@ class PairEndpoint(Endpoint):
         positions[self._memory.fetch(self._edges.examples)] = np.arange(self.n)
         return positions
 
-    def link(self, users: Codes, items: Codes, couplings: Array) -> tuple[Array, Array, Found]:
-        """What changes of the rows of pairs are multiplied with, the rows being coupled.
+    def link(
+        self, users: Codes, items: Codes, couplings: Array, by_user: Array, by_item: Array
+    ) -> Found:
+        """Write what changes of the rows of pairs are multiplied with, the rows being coupled.
 
         Parameters
         ----------
         users, items : (q,) int32
         couplings : (q, d, d) float64
+        by_user, by_item : (q, d)
+            For changes of the users' rows, and of the items'; overwritten.
 
         Returns
         -------
-        by_user, by_item : (q, d)
-            For changes of the users' rows, and of the items'.
-        definite : (q,) bool
+        (q,) bool
             Whether the Hessian on both rows is positive definite; vectors of others mean nothing.
         """
-        by_user, by_item = (self._memory.empty((len(users), self.d), self.dtype) for _ in range(2))
         definite = self._memory.zeros((len(users),), bool)
         rows = users.astype(np.int64), items.astype(np.int64) + self.n_users
         self._kernels.link_pairs(
             self.row_blocks, self.damping, self._tolerance, self._ends, couplings,
             *self._memory.put(rows), by_user, by_item, definite,
         )  # fmt: skip
-        return by_user, by_item, self._memory.fetch(definite)
+        found: Found = self._memory.fetch(definite)
+        return found
 
     def spectrum(self, rows: list[int], coupling: Array | None = None) -> tuple[float, float]:
         """Smallest eigenvalue on one row, or on two and their coupling; damping that lifts it."""
-        matrix = self._memory.fetch(self.row_blocks[rows]).astype(np.float64)
-        whole = matrix[0]
+        blocks = [self._memory.fetch(self.row_blocks[row]).astype(np.float64) for row in rows]
+        whole = blocks[0]
         if coupling is not None:
             coupling = self._memory.fetch(coupling)
-            whole = np.block([[matrix[0], coupling], [coupling.T, matrix[1]]])
+            whole = np.block([[blocks[0], coupling], [coupling.T, blocks[1]]])
         values = np.linalg.eigvalsh(whole)  # reads the lower triangle
         # Well clear of what is taken for zero, and of the rounding of a printed number.
         lifted = 1.05 * max(0.0, -values[0]) + 4 * self.d * self._tolerance * abs(values[-1])

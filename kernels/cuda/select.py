@@ -15,7 +15,17 @@ from .jit import cuda, inner_kernel
 from .row_tiles import ROWS, THREADS
 from .simd import WHOLE
 
-__all__ = ["LAST", "WAITING", "WARP", "into_list", "leave_out", "let_wait", "merge_waiting"]
+__all__ = [
+    "LAST",
+    "WAITING",
+    "WARP",
+    "before",
+    "into_list",
+    "leave_out",
+    "let_wait",
+    "merge_waiting",
+    "sort_lanes",
+]
 
 WARP = 32
 LAST = np.int32(2**31 - 1)
@@ -26,7 +36,8 @@ WAITING = WARP
 
 
 @inner_kernel
-def _before(value, index, other, other_index):
+def before(value, index, other, other_index):
+    """Whether an entry comes before another one."""
     return value > other or (value == other and index < other_index)
 
 
@@ -37,14 +48,14 @@ def _merged(lane, value, index):
     while distance > 0:
         other = cuda.shfl_xor_sync(WHOLE, value, distance)
         other_index = cuda.shfl_xor_sync(WHOLE, index, distance)
-        if _before(value, index, other, other_index) != (lane & distance == 0):
+        if before(value, index, other, other_index) != (lane & distance == 0):
             value, index = other, other_index
         distance >>= 1
     return value, index
 
 
 @inner_kernel
-def _sorted(lane, value, index):
+def sort_lanes(lane, value, index):
     """Sort the entries of the lanes, the first in lane 0."""
     size = 2
     while size < WARP:
@@ -53,7 +64,7 @@ def _sorted(lane, value, index):
             other = cuda.shfl_xor_sync(WHOLE, value, distance)
             other_index = cuda.shfl_xor_sync(WHOLE, index, distance)
             leading = (lane & distance == 0) == (lane & size == 0)
-            if _before(value, index, other, other_index) != leading:
+            if before(value, index, other, other_index) != leading:
                 value, index = other, other_index
             distance >>= 1
         size <<= 1
@@ -83,7 +94,7 @@ def into_list(lane, value, index, values, indices, row):
         # The better half of two sorted lists, one of them backwards, rises and falls once.
         other = cuda.shfl_xor_sync(WHOLE, value, WARP - 1)
         other_index = cuda.shfl_xor_sync(WHOLE, index, WARP - 1)
-        if _before(mine, mine_index, other, other_index):
+        if before(mine, mine_index, other, other_index):
             value, index = other, other_index
         else:
             value, index, mine, mine_index = mine, mine_index, other, other_index
@@ -152,12 +163,12 @@ def merge_waiting(q, waiting, values, indices, row, nothing):
     value, index = nothing, LAST
     if lane < counts[q]:
         value, index = scores[q * WAITING + lane], of_scores[q * WAITING + lane]
-    value, index = _sorted(lane, value, index)
+    value, index = sort_lanes(lane, value, index)
     value, index = into_list(lane, value, index, values, indices, row)
     cuda.syncwarp()  # all have read the count
     # Lists of a part begin empty: their last entry may be below the bar of the query's own list.
     if lane == 0:
         counts[q] = 0
-        if _before(value, index, bars[q], bar_indices[q]):
+        if before(value, index, bars[q], bar_indices[q]):
             bars[q], bar_indices[q] = value, index
     cuda.syncwarp()

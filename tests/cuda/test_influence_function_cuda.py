@@ -82,9 +82,7 @@ def test_a_singular_block_is_told(model):
         method.influence(QUERY)
 
 
-def test_pairs_and_triples_are_not_served(model):
-    with pytest.raises(ParameterError, match="no cuda kernels"):
-        fi.InfluenceFunction(model, scope="pair", device="cuda")
+def test_methods_without_kernels_are_refused(model):
     with pytest.raises(ParameterError, match="no cuda kernels"):
         fi.DropoutInfluence(model, device="cuda")
 
