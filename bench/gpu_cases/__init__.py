@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["MODULES", "Case", "Results"]
 
-MODULES = ("sgd", "curvature", "replay", "hessian", "solve", "readout", "graph")
+MODULES = ("sgd", "curvature", "replay", "hessian", "solve", "pairs", "readout", "graph")
 
 Results = tuple[Any, ...]
 """Arrays in CPU memory; of what torch does, tensors."""

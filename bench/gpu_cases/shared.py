@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,10 +41,6 @@ def last_epoch(trajectory: Any, device: str) -> Stage:
     return next(backward(trajectory, memory_budget=LOG_BUDGET, device=device, show_progress=False))
 
 
-def plain_torch() -> Any:
+def plain_torch(module: str = "gpu_torch") -> Any:
     """The same work in plain torch; None where torch is not installed."""
-    if not find_spec("torch"):
-        return None
-    import gpu_torch
-
-    return gpu_torch
+    return importlib.import_module(module) if find_spec("torch") else None

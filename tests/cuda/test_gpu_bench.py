@@ -17,7 +17,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 def test_a_table_of_cases(tmp_path):
     numbers = tmp_path / "numbers.json"
-    modules = ["sgd", "replay", "graph"]
+    modules = ["sgd", "replay", "pairs", "graph"]
     run = subprocess.run(
         [sys.executable, BENCH / "gpu.py", "--smoke", "--json", numbers, "--only", *modules],
         env={**os.environ, "PYTHONPATH": str(BENCH.parent)},
@@ -29,7 +29,7 @@ def test_a_table_of_cases(tmp_path):
     table = [line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| ")]
     header, *rows = table
     assert header[0] == "| case"
-    assert len(rows) == 8
+    assert len(rows) == 11
     assert all(len(row) == len(header) for row in rows)
     cases = json.loads(numbers.read_text())["cases"]
     assert [row[0].removeprefix("| ") for row in rows] == [case["case"] for case in cases]
