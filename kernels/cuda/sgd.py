@@ -39,20 +39,21 @@ _SHARED = 24 * 1024
 
 
 @inner_kernel
-def _taken(examples, drawn, t, stop, before, n):
+def _row(examples, drawn, t, stop, before, n):
     """Row number n that visit t changes: its user, its item, its negatives; -1: none."""
-    if t >= stop or examples.weights[t] == 0:
+    visit = np.uintp(t)
+    if t >= stop or n > drawn.shape[1] + 1 or examples.weights[visit] == 0:
         return np.int32(-1)
     if n == 0:
-        return examples.users[t]
+        return examples.users[visit]
     if n == 1:
-        return examples.items[t]
-    return drawn[t - before, n - 2] if n < drawn.shape[1] + 2 else np.int32(-1)
+        return examples.items[visit]
+    return drawn[np.uintp(t - before), np.uintp(n - 2)]
 
 
 @inner_kernel
 def _place(row, n):
-    return row % _PLACES + (0 if n == 0 else _PLACES)
+    return np.uintp((row & (_PLACES - 1)) + (0 if n == 0 else _PLACES))
 
 
 @inner_kernel
@@ -62,22 +63,26 @@ def _forget(claims):
 
 
 @inner_kernel
-def _take(claims, key, examples, drawn, t, stop, before, lane):
-    """Write the key of a step beside all rows it changes, unless there is a smaller one."""
-    for n in range(lane, drawn.shape[1] + 2, LANES):
-        row = _taken(examples, drawn, t, stop, before, n)
-        if row >= 0:
-            cuda.atomic.min(claims, _place(row, n), key)
+def _take(claims, key, row, examples, drawn, t, stop, before, lane):
+    """Write the key of a step beside all rows it changes, unless there is a smaller one.
+
+    `row` is the first of the lane's, which few steps have more of.
+    """
+    n = lane
+    while row >= 0:
+        cuda.atomic.min(claims, _place(row, n), key)
+        n += LANES
+        row = _row(examples, drawn, t, stop, before, n)
 
 
 @inner_kernel
-def _is_free(claims, key, examples, drawn, t, stop, before, lane):
+def _is_free(claims, key, row, examples, drawn, t, stop, before, lane):
     """Whether no earlier step of the window changes the lane's rows of this one."""
-    free = True
-    for n in range(lane, drawn.shape[1] + 2, LANES):
-        row = _taken(examples, drawn, t, stop, before, n)
-        if row >= 0:
-            free = free and claims[_place(row, n)] >= key
+    n, free = lane, True
+    while row >= 0:
+        free = free and claims[_place(row, n)] >= key
+        n += LANES
+        row = _row(examples, drawn, t, stop, before, n)
     return free
 
 
@@ -132,11 +137,12 @@ def steps_of(squared, adagrad, most):
         at, stop = pointers[number], pointers[number + 1]
         key, odd = np.int32(_LATEST - width + half), 0
         total = 0.0
-        _take(claims, key, examples, drawn, at + half, stop, before, lane)
+        row = _row(examples, drawn, at + half, stop, before, lane)
+        _take(claims, key, row, examples, drawn, at + half, stop, before, lane)
         cuda.syncthreads()
         while at < stop:
             t = at + half
-            if not _is_free(claims, key, examples, drawn, t, stop, before, lane):
+            if not _is_free(claims, key, row, examples, drawn, t, stop, before, lane):
                 cuda.atomic.min(firsts, odd, half)
             if cuda.threadIdx.x == 0:
                 firsts[1 - odd] = width
@@ -159,7 +165,8 @@ def steps_of(squared, adagrad, most):
                 _forget(claims)
                 cuda.syncthreads()
                 key = np.int32(_LATEST - width + half)
-            _take(claims, key, examples, drawn, at + half, stop, before, lane)
+            row = _row(examples, drawn, at + half, stop, before, lane)
+            _take(claims, key, row, examples, drawn, at + half, stop, before, lane)
             cuda.syncthreads()
         total = _in_order(totals, half, lane, tree_sum(mask, total))
         if cuda.threadIdx.x == 0:
