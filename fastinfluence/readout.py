@@ -17,6 +17,7 @@ __all__ = [
     "in_sign_of_scores",
     "none_excluded",
     "pack_side",
+    "read_only",
     "read_side",
     "start_lists",
     "with_ones",
@@ -73,7 +74,7 @@ def pack_side(
     element: Any = np.dtype(str(factors.dtype).removeprefix("torch."))
     if dtype is not None:
         element = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
-    pointers = _read_only(pointers)
+    pointers = read_only(pointers)
     pack_rows, memory = dispatch.kernels("panels", device).pack_rows, dispatch.memory(device)
     rows = memory.empty(len(sources) * (factors.shape[1] + 1), element)
     there = memory.put((factors, biases, sources, pointers))
@@ -84,11 +85,15 @@ def pack_side(
     n_parts = n_threads * _PARTS_PER_THREAD if device == "cpu" else 1
     sizes = np.diff(pointers).astype(np.float64)
     dispatch.run_parts(part, dispatch.even_parts(sizes, n_parts), n_threads)
-    # Read-only, as those of the data are: otherwise the kernels are compiled for both kinds.
-    return Side(rows, pointers, _read_only(order))
+    return Side(rows, pointers, read_only(order))
 
 
-def _read_only(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def read_only(array: Array) -> Array:
+    """A view that is not written to.
+
+    Arrays of the data, and rows that are mapped from files, are so: kernels that are always given
+    such are not compiled for both kinds.
+    """
     view = array.view()
     view.flags.writeable = False
     return view
@@ -155,6 +160,7 @@ def read_side(
     kernels = dispatch.kernels("readout")
     units = kernels.tile_units(side.pointers, query_pointers)
     signed = vectors.dtype.type(sign)
+    side = side._replace(rows=read_only(side.rows))
 
     def part(start: int, stop: int) -> None:
         kernels.read_side(signed, side, queries, exclusions, units, start, stop, top)

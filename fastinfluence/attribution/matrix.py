@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastinfluence import dispatch
 from fastinfluence.attribution.bulk import limited_batches
+from fastinfluence.attribution.placed_rows import placed
 from fastinfluence.attribution.quantities import PairWeights
 from fastinfluence.attribution.ranking import top_of_rows
 from fastinfluence.kernels.structures import Top
@@ -61,10 +62,12 @@ def influence_on_pairs(
     indices = np.empty(pointers[-1], np.int32)
     values = np.empty(pointers[-1], vectors[0].dtype)
 
+    there = placed(store, "cpu")
+
     def part(start: int, stop: int) -> None:
         dispatch.kernels("rows").sparse_influence(
-            store.user_side,
-            store.item_side,
+            there.user_side,
+            there.item_side,
             *vectors,
             users[start:stop],
             items[start:stop],

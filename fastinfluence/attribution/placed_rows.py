@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastinfluence import dispatch
 from fastinfluence.kernels.structures import Side
 from fastinfluence.pages import is_placed, place
+from fastinfluence.readout import read_only
 
 if TYPE_CHECKING:
     from fastinfluence.attribution.rows import RowStore
@@ -39,13 +40,14 @@ _placing = threading.Lock()
 
 def placed(store: RowStore, device: str) -> Placed:
     """Put a store on a device, once: the rows of a side only if they fit."""
-    here = Placed(store.user_side, store.item_side, store.known_items, store.own_places)
+    by_user, by_item = store.user_side, store.item_side
+    pairs = store.known_items, store.own_places
     if device == "cpu":
-        return here
+        by_user, by_item = (side._replace(rows=read_only(side.rows)) for side in (by_user, by_item))
+        return Placed(by_user, by_item, *pairs)
     with _placing:
         held = _held.setdefault(store, {})
         if device not in held:
-            known, places = dispatch.memory(device).put(here[2:])
-            by_user, by_item = place(here.user_side, device), place(here.item_side, device)
-            held[device] = Placed(by_user, by_item, known, places)
+            known, places = dispatch.memory(device).put(pairs)
+            held[device] = Placed(place(by_user, device), place(by_item, device), known, places)
         return held[device]

@@ -88,6 +88,7 @@ def as_arrays(problem, parameters, share, examples):
         np.array(owns, np.int32),
         examples.astype(np.int64),
     )
+    edges.examples.flags.writeable = False  # as those of the data are
     l2_of_rows = np.zeros(n_rows)
     for example in problem.examples:
         for row, l2 in oracle.shrunk(problem, example):

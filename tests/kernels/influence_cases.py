@@ -57,7 +57,8 @@ def _side(changes, codes, n_groups, store):
     packed = np.zeros(changes.size, store)
     factors = np.ascontiguousarray(changes[:, :-1])
     pack_rows(factors, changes[:, -1], order, pointers, 0, n_groups, packed)
-    packed.flags.writeable = False  # as stores that are mapped from disk
+    for array in (packed, pointers, order):  # as stores are
+        array.flags.writeable = False
     return Side(packed, pointers, order), np.argsort(order)
 
 
