@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Placed", "Program", "check_values", "check_weights"]
 
+_LEAST_WORK = 2**20  # numbers that the steps of an epoch move: a quarter of a millisecond or so
+
 
 class Placed(NamedTuple):
     """What the steps of a run read, in the memory of its device."""
@@ -319,11 +321,18 @@ class Program:
             record,
             log,
         )
-        if n_threads == 1 or self.schedule.n_groups == 1 or self.device != "cpu":
+        alone = n_threads == 1 or self.schedule.n_groups == 1 or self._is_short
+        if alone or self.device != "cpu":
             total = sgd.sgd_epoch(*arguments)
         else:
             total = _run_parallel(sgd.sgd_epoch_parallel, arguments, n_threads)
         return float(total / self.weights.sum())
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether an epoch is over before threads, waited for after every stratum, would pay."""
+        candidates = 1 + self.sampler.n_negatives
+        return len(self.data) * candidates * self.recipe.n_factors < _LEAST_WORK
 
     def validation_loss(self, state: State, validation: Interactions) -> float:
         """Mean loss of working tables on other examples, their negatives always the same."""

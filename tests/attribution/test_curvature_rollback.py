@@ -16,6 +16,7 @@ from fastinfluence.attribution import curvature_rollback
 from fastinfluence.errors import NotFittedError, ParameterError, ReplayMismatch, RunDirectoryError
 from fastinfluence.kernels.structures import CURVATURE
 from fastinfluence.training import backward
+from fastinfluence.training import program as programs
 
 
 def fit(data, *, sample_weight=None, **keywords):
@@ -77,7 +78,8 @@ def test_the_naive_recursion_at_random(loss, optimizer, n_factors, n_negatives, 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_many_blocks_and_threads(loss):
+def test_many_blocks_and_threads(loss, monkeypatch):
+    monkeypatch.setattr(programs, "_LEAST_WORK", 0)
     data = data_for(loss, n_users=130, n_items=90, n=4_100)
     trajectory = fit(data, loss=loss, n_threads=1, n_epochs=2).trajectory_
     assert trajectory.program.schedule.n_groups > 1
