@@ -16,6 +16,7 @@ PORTABLE = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,
 FILES = ["test_simd.py", "test_panels.py", "test_select.py", "test_rows.py", "test_readout.py"]
 
 
+@pytest.mark.slow  # compiles them all once more
 @pytest.mark.skipif(not lanes.HAS_AVX512, reason="this process already takes the portable path")
 @pytest.mark.skipif(bool(os.environ.get("NUMBA_BOUNDSCHECK")), reason="nothing vectors would check")
 def test_kernels_without_avx512():
