@@ -109,7 +109,9 @@ def _resources(kernel: Any, signature: Any, architecture: tuple[int, int]) -> Re
     )
 
 
+@cache
 def ptx_of(kernel: Any, signature: Any, architecture: tuple[int, int]) -> str:
+    """What numba and NVVM make of a kernel for arguments of some types."""
     from numba.cuda import dispatcher
 
     from fastinfluence.kernels.cuda.jit import cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,6 @@ _ARCHITECTURE = (9, 0)
 _memory = Memory()
 _draw = np.random.default_rng(0)
 _one_at_a_time = threading.Lock()
-_programs: dict[Any, tuple[Any, Program]] = {}  # with their kernels, whose ids must not be reused
 
 
 class Array:
@@ -148,11 +148,9 @@ def _launcher(kernel: Any, configuration: Any) -> Any:
     return launch
 
 
+@cache
 def _program(kernel: Any, signature: Any) -> Program:
-    key = id(kernel), signature
-    if key not in _programs:
-        _programs[key] = kernel, parse(ptx_of(kernel, signature, _ARCHITECTURE))
-    return _programs[key][1]
+    return parse(ptx_of(kernel, signature, _ARCHITECTURE))
 
 
 def _seen(given: Any) -> Any:

@@ -120,7 +120,7 @@ _PLAIN = {
     "rcp.rn": "1 / {0}", "rcp.approx.ftz": "approximate_inverse({0})",
     "ex2.approx": "power_of_two({0})", "ex2.approx.ftz": "power_of_two({0})",
     "div": "divided({0}, {1})", "rem": "remainder({0}, {1})", "mul.hi": "high_product({0}, {1})",
-    "popc": "np.bitwise_count({0})", "clz": "leading_zeros({0})", "brev": "mirrored({0})",
+    "clz": "leading_zeros({0})", "brev": "mirrored({0})",
     "fma.rm": "fma32_down({0}, {1}, {2})",
 }  # fmt: skip
 
@@ -146,6 +146,8 @@ def _expression(name: str, kind: str, sources: Sequence[str]) -> str:
         wide_name = _dtype(f"{kind[0]}{2 * int(kind[1:])}").name
         a, b = (f"np.asarray({_value(s, kind)}).astype('{wide_name}')" for s in sources)
         return f"{a} * {b}"
+    if name == "popc":  # numpy counts the bits of a signed number's size
+        return f"np.bitwise_count({_value(sources[0], kind.replace('b', 'u'))})"
     values = [_value(s, kind) for s in sources]
     if name in ("min", "max"):
         return f"np.{'f' + name if kind[0] == 'f' else name + 'imum'}({values[0]}, {values[1]})"
