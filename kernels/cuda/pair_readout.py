@@ -161,21 +161,21 @@ def _top_reader(dtype, element):
         if t == 0:
             count[0], bar[0], bar_index[0] = 0, top.values[q, k - 1], top.indices[q, k - 1]
         cuda.syncthreads()
-        waiting, absolute = 0, 0.0
+        absolute = 0.0
         for row in range(t, n + t, THREADS):
             value, index = score(
                 user_side, item_side, by_user, by_item, user, item, q, row, first_item
             )
             value *= sign
             absolute += abs(np.float64(value))
-            better = index != LAST and before(value, index, bar[0], bar_index[0])
-            if better:
+            if index != LAST and before(value, index, bar[0], bar_index[0]):
                 slot = cuda.atomic.add(count, 0, 1)
                 scores[slot], of_scores[slot] = value, index
-            waiting += cuda.syncthreads_count(np.int32(better))
+            cuda.syncthreads()
+            waiting = count[0]
+            cuda.syncthreads()  # all have read it
             if waiting > WARP or row - t + THREADS >= n:
                 if t < WARP:
-                    value, index = nothing, LAST
                     for e in range(t, waiting + t, WARP):
                         value, index = nothing, LAST
                         if e < waiting:
@@ -186,7 +186,6 @@ def _top_reader(dtype, element):
                         count[0] = 0
                         if waiting > 0:
                             bar[0], bar_index[0] = value, index
-                waiting = 0
                 cuda.syncthreads()
         if top.totals.shape[0] > 0:
             absolute = tree_sum(WHOLE, absolute)
