@@ -220,7 +220,8 @@ def _in_memory(width: int, number: Any, adagrad: bool) -> Any:
     threads = matrix.threads
     walk = _walk(matrix, adagrad)
 
-    @kernel
+    # With "one block" said, ptxas does not spill to make room for several.
+    @kernel(launch_bounds=(threads, 1))
     def rows_in_memory(
         curvature, touches, shape, log, hyper, credits, bias_credits, start, floats, places
     ):  # fmt: skip

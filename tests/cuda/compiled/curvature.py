@@ -18,7 +18,7 @@ def compiled() -> list[Compiled]:
         *(in_registers(np.float32, width, False) for width in (16, 64, 128)),
         in_registers(np.float32, 64, True),
         in_registers(np.float64, 32, False),
-        in_memory(np.float64, False),
+        *(in_memory(np.float64, adagrad) for adagrad in (False, True)),
     ]
 
 
