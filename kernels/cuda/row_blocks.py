@@ -150,7 +150,7 @@ def solve_units(
                         t & 31, factors, divisors, slot, rows, biases, place, behind, room,
                         warp * length,
                     )  # fmt: skip
-        elif t == 0:
+        elif t == 0 and units[unit, 3] == 0:
             definite[group] = False
         cuda.syncthreads()
 
@@ -179,13 +179,16 @@ def solve_rows(blocks, damping, tolerance, pointers, rows, biases, start, stop, 
 
 
 def _units(pointers, first_group):
-    """Group, first and last + 1 example (n_units, 3) of what a block does, the most work first."""
+    """What a block does (n_units, 4): group, first and last + 1 example, number of the part.
+
+    The most work first.
+    """
     parts = -(-np.diff(pointers) // _PART)
     groups = np.repeat(np.arange(len(parts)), parts)
     part = np.arange(len(groups)) - np.repeat(np.cumsum(parts) - parts, parts)
     starts = pointers[groups] + part * _PART
     stops = np.minimum(starts + _PART, pointers[groups + 1])
-    units = np.stack([groups + first_group, starts, stops], 1).astype(np.int64)
+    units = np.stack([groups + first_group, starts, stops, part], 1).astype(np.int64)
     return units[np.argsort(starts - stops, kind="stable")]
 
 

@@ -53,6 +53,15 @@ def test_a_block_that_is_not_definite_is_told(block):
     assert_indefinite_told(BLOCKS, block)
 
 
+def test_a_block_of_many_examples_is_told_once():
+    """By one of the blocks of threads that its examples are cut into for."""
+    blocks, pointers = np.stack([np.zeros((3, 3)), np.eye(3)]), np.array([0, 1100, 1101])
+    rows, biases, definite = np.ones((1101, 2)), np.ones(1101), np.zeros(2, bool)
+    BLOCKS.solve_rows(blocks, 0.0, 1e-15, pointers, rows, biases, 0, 2, definite)
+    assert definite.tolist() == [False, True]
+    assert biases.tolist() == [1.0] * 1100 + [-1.0]
+
+
 def test_rows_too_long_for_shared_memory_are_refused():
     arrays = np.zeros((1, 385, 385)), np.array([0, 1]), np.zeros((1, 384)), np.zeros(1)
     blocks, pointers, rows, biases = arrays
