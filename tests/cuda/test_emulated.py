@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated import arithmetic
+from emulated.counters import Counter, Counts, InOrder
 from emulated.machine import run
 from emulated.memory import Fault, Memory
 from emulated.ptx import parse
@@ -42,13 +43,17 @@ KERNEL = """
 
 def emulate(body: str, x: Any, *, blocks: int = 1, seed: int = 0, shared: int = 0) -> Any:
     """Run a body with a thread for each number: %rd4 is where it is, %rd5 where the result goes."""
-    memory = Memory()
+    return emulate_in(Memory(), np.random.default_rng(seed), body, x, blocks=blocks, shared=shared)
+
+
+def emulate_in(
+    memory: Memory, draw: Any, body: str, x: Any, *, blocks: int = 1, shared: int = 0
+) -> Any:
     x = np.asarray(x)
     (source, mine), (target, its) = memory.allocate(x.nbytes), memory.allocate(x.nbytes)
     mine[:] = x.view("uint8")
     parameters = [np.int64(source), np.int64(target)]
     program = parse(KERNEL.replace("BODY", body.replace(";", ";\n")))
-    draw = np.random.default_rng(seed)
     run(program, memory, (blocks, 1, 1), (len(x), 1, 1), shared, parameters, draw)
     return its.view(x.dtype)
 
@@ -225,3 +230,65 @@ def test_memory_that_was_given_back_is_nobodys() -> None:
 def test_what_is_not_known_is_said() -> None:
     with pytest.raises(NotImplementedError, match=r"@%p1 ret"):
         emulate("@%p1 ret;", np.zeros(1, "int32"))
+
+
+def counted(body: str, n: int, *, blocks: int = 1, shared: int = 0) -> Counts:
+    memory = Memory()
+    memory.watch = Counter()
+    x = np.zeros(n, "int32")
+    emulate_in(memory, InOrder(), body, x, blocks=blocks, shared=shared)
+    return memory.watch.kernels["kernel"]
+
+
+ADDRESS = 8  # instructions before the body
+
+
+@pytest.mark.parametrize(
+    ("stride", "sectors"),
+    [(4, 4), (8, 8), (32, 32), (0, 1)],
+    ids=["coalesced", "every second number", "a sector each", "one number"],
+)
+def test_sectors_are_counted_for_each_warp(stride: int, sectors: int) -> None:
+    body = f"mul.wide.u32 %rd6, %r1, {stride}; add.s64 %rd7, %rd1, %rd6;"
+    body += "setp.ge.u32 %p1, %r1, 40; @%p1 bra $L__out; ld.global.u32 %r5, [%rd7]; $L__out:;"
+    found = counted(body, 40 * 8, blocks=3)
+    second = -(-8 * max(stride, 1 / 8) // 32)  # eight lanes of the second warp
+    assert found.launches == 1
+    assert found.asked == 3 * 40 * 4
+    assert found.moved == 32 * 3 * (sectors + second)
+    assert (found.turns, found.barriers) == (0, 0)
+    warps = 10 * 3
+    assert found.instructions == warps * (ADDRESS + 4) + 2 * 3
+    assert found.lanes == 3 * (320 * (ADDRESS + 4) + 40)
+
+
+@pytest.mark.parametrize(
+    ("load", "stride", "turns", "ways"),
+    [
+        ("u32 %r5", 4, 1, 1),
+        ("u32 %r5", 8, 1, 2),
+        ("u32 %r5", 128, 1, 32),  # a column of 32 x 32
+        ("u32 %r5", 132, 1, 1),  # of 32 x 33
+        ("u32 %r5", 0, 1, 1),  # the same word
+        ("u8 %r5", 1, 1, 1),
+        ("u64 %rd8", 8, 2, 1),
+        ("u64 %rd8", 16, 2, 2),
+        ("v4.u32 {%r5, %r6, %r7, %r8}", 16, 4, 1),
+        ("v4.u32 {%r5, %r6, %r7, %r8}", 128, 4, 8),
+    ],
+)
+def test_bank_conflicts_are_counted(load: str, stride: int, turns: int, ways: int) -> None:
+    kind, registers = load.split(" ", 1)
+    body = f"mov.u64 %rd6, asked; mul.wide.u32 %rd7, %r1, {stride}; add.s64 %rd7, %rd6, %rd7;"
+    body += f"ld.shared.{kind} {registers}, [%rd7]; bar.sync 0;"
+    found = counted(body, 32, shared=32 * 132)
+    assert (found.turns, found.ways) == (turns, ways)
+    assert (found.asked, found.sectors, found.barriers) == (0, 0, 1)
+
+
+def test_lanes_of_diverging_ways_meet_again_when_all_goes_in_order() -> None:
+    body = "setp.lt.u32 %p1, %r1, 8; @%p1 bra $L__low; mov.u32 %r5, 1; bra.uni $L__both;"
+    body += "$L__low:; mov.u32 %r5, 2; $L__both:; mov.u32 %r6, %r5; mov.u32 %r7, %r6;"
+    found = counted(body, 32)
+    assert found.instructions == ADDRESS + 2 + 2 + 2
+    assert found.active == (32 * (ADDRESS + 2 + 2) + 32) / (32 * found.instructions)

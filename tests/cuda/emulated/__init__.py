@@ -6,5 +6,6 @@ that production launches, every address checked. ``FASTINFLUENCE_EMULATED_CUDA=1
 place of a GPU for ``pytest -m gpu``.
 
 `ptx` reads a kernel and cuts it into segments, `instructions` makes numpy of them, `machine` runs
-threads through them, `memory` is what they load and store, `device` stands in for numba-cuda.
+threads through them, `memory` is what they load and store, `device` stands in for numba-cuda,
+`counters` counts.
 """

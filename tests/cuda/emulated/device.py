@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +19,16 @@ from numba.cuda.dispatcher import CUDADispatcher
 from toolchain import ptx_of
 
 from . import machine
+from .counters import Counter, InOrder
 from .memory import Memory
 from .ptx import Program, parse
 
-__all__ = ["Array", "install"]
+__all__ = ["Array", "counted", "install"]
 
 _ARCHITECTURE = (9, 0)
 
 _memory = Memory()
-_draw = np.random.default_rng(0)
+_draw: np.random.Generator | InOrder = np.random.default_rng(0)
 _one_at_a_time = threading.Lock()
 
 
@@ -128,6 +132,18 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jit, "driver_problem", lambda: None)
 
 
+@contextmanager
+def counted() -> Iterator[Counter]:
+    """Count what kernels do meanwhile."""
+    global _draw
+    before, _draw = _draw, InOrder()
+    _memory.watch = Counter()
+    try:
+        yield _memory.watch
+    finally:
+        _memory.watch, _draw = None, before
+
+
 def _launcher(kernel: Any, configuration: Any) -> Any:
     blocks, threads, _, shared = configuration
     grid, block = (
@@ -150,7 +166,8 @@ def _launcher(kernel: Any, configuration: Any) -> Any:
 
 @cache
 def _program(kernel: Any, signature: Any) -> Program:
-    return parse(ptx_of(kernel, signature, _ARCHITECTURE))
+    name = f"{kernel.py_func.__module__.rpartition('.')[2]}.{kernel.py_func.__name__}"
+    return replace(parse(ptx_of(kernel, signature, _ARCHITECTURE)), name=name)
 
 
 def _seen(given: Any) -> Any:

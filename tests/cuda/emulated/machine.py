@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .counters import InOrder
 from .memory import Memory
 from .ptx import ENDED, Program, Segment
 
@@ -29,7 +30,7 @@ def run(
     block: _Shape,
     dynamic: int,
     parameters: list[Any],
-    draw: np.random.Generator,
+    draw: np.random.Generator | InOrder,
 ) -> None:
     """Run a kernel.
 
@@ -42,7 +43,7 @@ def run(
         Bytes of dynamic shared memory.
     parameters : list of numpy scalar
         Of the types the program declares.
-    draw : Generator
+    draw : Generator or InOrder
         Draws the order of blocks and threads.
 
     Raises
@@ -55,11 +56,15 @@ def run(
     """
     order = draw.permutation(int(np.prod(grid)))
     together = max(1, _AT_ONCE // int(np.prod(block)))
+    if memory.watch:
+        memory.watch.launched(program.name)
     with np.errstate(all="ignore"):
         for start in range(0, len(order), together):
             blocks = order[start : start + together]
             threads = _Threads(program, grid, block, dynamic, blocks)
             memory.begin(threads.block, program.static + dynamic)
+            if memory.watch:
+                memory.watch.began(threads)
             _Run(program, memory, threads, parameters, draw).finish()
 
 
@@ -117,11 +122,15 @@ class _Run:
             )  # fmt: skip
             ways = segment.follows
             self._threads.at[T] = ways[0] if taken is None else np.where(taken, *ways)
+            if self._memory.watch:
+                self._memory.watch.ran(segment, T)
             return True
         T = T[self._released(segment, T)]
         if T.size:
             self._meet(segment, T)
             self._threads.at[T] = segment.follows[0]
+            if self._memory.watch:
+                self._memory.watch.ran(segment, T)
         return bool(T.size)
 
     def _released(self, segment: Segment, T: Any) -> Any:

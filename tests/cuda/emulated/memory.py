@@ -25,8 +25,10 @@ class Fault(Exception):
 class Memory:
     """Arrays on the device, all in one piece, and the shared memory of the blocks that run.
 
-    What is new holds ones in all bits: NaN, or -1.
+    What is new holds ones in all bits: NaN, or -1. Who counts (`counters.Counter`) is its `watch`.
     """
+
+    watch: Any = None
 
     def __init__(self) -> None:
         self._room = np.empty(_ROOM, "uint8")  # pages that are never touched cost nothing
@@ -102,6 +104,8 @@ class Memory:
         address = np.broadcast_to(address, self._block[T].shape)
         if np.any(address % bytes_):
             raise Fault(f"line {line}: {bytes_} bytes at an address that is not aligned to them")
+        if self.watch:
+            self.watch.touched(T, space, address, bytes_)
         if space == "shared":
             first, last = int(address.min()), int(address.max()) + bytes_
             if first < 0 or last > self._of_block:
