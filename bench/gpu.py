@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import gpu_ceilings
 import numpy as np
-from gpu_cases import MODULES, Case, Results
+from gpu_cases import MODULES, Case, Results, Size
 
 from fastinfluence import dispatch
 from fastinfluence.kernels.cuda.jit import SIMULATED
@@ -104,7 +104,7 @@ def main() -> None:
     print(gpu_ceilings.as_text(ceilings), flush=True)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     rows = []
-    for case in cases(asked.smoke, asked.only):
+    for case in cases("smoke" if asked.smoke else "full", asked.only):
         rows.append(measured(case, ceilings, 1 if asked.smoke else asked.rounds))
         print("| " + " | ".join(rows[-1].cells()) + " |", flush=True)
     print("".join(f"\n{row.case}: {row.note}." for row in rows if row.note))
@@ -116,10 +116,10 @@ def main() -> None:
         raise SystemExit(f"beyond their tolerance, ours or torch's: {', '.join(wrong)}")
 
 
-def cases(smoke: bool, only: list[str] | None) -> Iterator[Case]:
+def cases(size: Size, only: list[str] | None) -> Iterator[Case]:
     """Cases one after the other, each made when it is its turn: they fill the memory."""
     for module in only or MODULES:
-        yield from importlib.import_module(f"gpu_cases.{module}").cases(smoke)
+        yield from importlib.import_module(f"gpu_cases.{module}").cases(size)
         gc.collect()
 
 

@@ -1,14 +1,17 @@
-"""What `bench/gpu.py` measures: a module for each kind of kernel, with ``cases(smoke)``."""
+"""What `bench/gpu.py` measures: a module for each kind of kernel, with ``cases(size)``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["MODULES", "Case", "Results"]
+__all__ = ["MODULES", "Case", "Results", "Size"]
 
 MODULES = ("sgd", "curvature", "replay", "hessian", "solve", "pairs", "readout", "graph")
+
+Size = Literal["smoke", "small", "full"]
+"""Of the data: "smoke" for a simulator, "small" for an emulator, "full" for a GPU."""
 
 Results = tuple[Any, ...]
 """Arrays in CPU memory; of what torch does, tensors."""

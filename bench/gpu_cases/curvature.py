@@ -10,15 +10,15 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.attribution import curvature_rollback as rollback
 
-from . import Case
+from . import Case, Size
 from .shared import last_epoch, model, plain_torch
 
 __all__ = ["cases"]
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them: users, then items."""
-    trajectory = model(smoke).trajectory_
+    trajectory = model(size).trajectory_
     stages = {device: last_epoch(trajectory, device) for device in ("cpu", "cuda")}
     for of_users in (True, False):
         yield _case(trajectory, stages, of_users)

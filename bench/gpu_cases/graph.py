@@ -14,25 +14,27 @@ from fastinfluence.attribution.triples.rows import LinkReadout
 from fastinfluence.kernels.structures import Graph, GraphTables, Links
 from fastinfluence.models.link_scores import link_vectors, pack_entities
 
-from . import Case
+from . import Case, Size
 from .shared import plain_torch
 
 __all__ = ["cases"]
 
-EXPLAINED, RANKED = 200, 20_000
 CPU_LINKS = 10  # of those explained
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them: of random rows, as training changes neither the work nor the shapes."""
-    data = _tiny() if smoke else data_sets.fb15k_237(smoke)[0]
-    d = 4 if smoke else 128
+    data, d, explained, ranked = _tiny(), 4, 2, 5
+    if size == "small":
+        data, d, explained, ranked = data_sets.synthetic_graph(500, 10, 3_000), 128, 10, 200
+    elif size == "full":
+        data, d, explained, ranked = data_sets.fb15k_237(smoke=False)[0], 128, 200, 20_000
     rng = np.random.default_rng(0)
     graph = Graph(data.n_entities, data.n_relations, False, True)
     n_rows = data.n_entities + data.n_relations
     tables = GraphTables(rng.standard_normal((n_rows, d)).astype(np.float32) / 3)
-    yield from _explained(data, graph, tables, 2 if smoke else EXPLAINED)
-    yield _ranked(data, graph, tables, 5 if smoke else RANKED)
+    yield from _explained(data, graph, tables, explained)
+    yield _ranked(data, graph, tables, ranked)
 
 
 def _tiny() -> fi.Triples:

@@ -10,7 +10,7 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.kernels.structures import LANES
 
-from . import Case
+from . import Case, Size
 from .shared import model, plain_torch
 
 __all__ = ["cases", "gauss_newton"]
@@ -30,9 +30,9 @@ def gauss_newton(endpoint: Any, trajectory: Any) -> Any:
     )
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    trajectory = model(smoke).trajectory_
+    trajectory = model(size).trajectory_
     here, there = (
         trajectory.program.endpoint(trajectory.end.tables, device=device)
         for device in ("cpu", "cuda")

@@ -10,24 +10,24 @@ import numpy as np
 import fastinfluence as fi
 from fastinfluence import dispatch, readout
 
-from . import Case
+from . import Case, Size
 from .shared import model, plain_torch
 
 __all__ = ["cases"]
 
 K = 10
-SAMPLED = 20_000  # pairs of those trained on
+SAMPLED: dict[Size, int] = {"smoke": 3, "small": 100, "full": 20_000}  # of the pairs trained on
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    trained = model(smoke)
+    trained = model(size)
     here, there = (
         fi.InfluenceFunction(trained, scope="pair", n_threads=1, device=device)
         for device in ("cpu", "cuda")
     )
     data, rng = trained.data_, np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(data))[: 3 if smoke else SAMPLED])
+    chosen = np.sort(rng.permutation(len(data))[: SAMPLED[size]])
     users, items = data.users[chosen], data.items[chosen]
     pairs = users, items, *here.rows.find_pairs(users, items)
     yield _solves(here._endpoint, there._endpoint)

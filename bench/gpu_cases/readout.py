@@ -11,32 +11,36 @@ import fastinfluence as fi
 from fastinfluence import dispatch, readout
 from fastinfluence.kernels.structures import Queries
 
-from . import Case
+from . import Case, Size
 from .shared import model, plain_torch
 
 __all__ = ["cases"]
 
 K = 10
+GROUPS: dict[Size, tuple[int, int, int]] = {
+    "smoke": (20, 3, 5),
+    "small": (300, 200, 65),
+    "full": (2_000, 4_000, 65),
+}  # rows and queries of each, d
 SAMPLED = 20_000  # of all pairs: compared
 CPU_USERS = 60  # whose pairs the CPU explains
 AT_ONCE = 2**20  # pairs of a batch, as explain_to has them
 BATCHES = 4  # side by side, so that lists are brought back meanwhile
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    n_rows, n_queries, d = (20, 3, 5) if smoke else (2_000, 4_000, 65)
-    for n_groups in (1, 64):
-        if not smoke or n_groups == 1:
-            yield _groups(n_groups, n_rows, n_queries, d)
-    trained = model(smoke)
+    n_rows, n_queries, d = GROUPS[size]
+    for n_groups in (1, 64) if size == "full" else (1,):
+        yield _groups(n_groups, n_rows, n_queries, d)
+    trained = model(size)
     here, there = (
         fi.GradientRollback(trained, device=device, show_progress=False)
         for device in ("cpu", "cuda")
     )
     changes = _changes(trained) if plain_torch() else []
-    yield _recommendations(trained, here, there, changes, smoke)
-    yield _all_pairs(trained, here, there, changes, smoke)
+    yield _recommendations(trained, here, there, changes, size)
+    yield _all_pairs(trained, here, there, changes, size)
 
 
 def _groups(n_groups: int, n_rows: int, n_queries: int, d: int) -> Case:
@@ -118,8 +122,8 @@ def _changes(trained: Any) -> list[np.ndarray]:
     return [np.column_stack(half)[visits] for half in zip(*halves, strict=True)]
 
 
-def _recommendations(trained: Any, here: Any, there: Any, changes: Any, smoke: bool) -> Case:
-    data, n_best = trained.data_, 1 if smoke else 10
+def _recommendations(trained: Any, here: Any, there: Any, changes: Any, size: Size) -> Case:
+    data, n_best = trained.data_, 10 if size == "full" else 1
     best, _ = trained.recommend(k=n_best)
     items = data.item_index(best.ravel()).astype(np.int32)
     users = np.repeat(np.arange(data.n_users, dtype=np.int32), n_best)
@@ -149,7 +153,7 @@ def _recommendations(trained: Any, here: Any, there: Any, changes: Any, smoke: b
     )
 
 
-def _all_pairs(trained: Any, here: Any, there: Any, changes: Any, smoke: bool) -> Case:
+def _all_pairs(trained: Any, here: Any, there: Any, changes: Any, size: Size) -> Case:
     data, d = trained.data_, trained.n_factors + 1
     n = data.n_users * data.n_items
     # Pairs that were trained on have examples on both sides, which the plain version counts twice.
@@ -172,7 +176,7 @@ def _all_pairs(trained: Any, here: Any, there: Any, changes: Any, smoke: bool) -
         found[first:last] = top.values[sample[first:last] - start]
 
     def run() -> None:
-        for _ in dispatch.in_order(explain, range(0, n, per), 1 if smoke else BATCHES):
+        for _ in dispatch.in_order(explain, range(0, n, per), BATCHES if size == "full" else 1):
             pass
 
     def on_cpu(numbers: Any) -> Any:

@@ -11,15 +11,15 @@ from fastinfluence import dispatch
 from fastinfluence.attribution import replay
 from fastinfluence.kernels.structures import LANES, Adjoint
 
-from . import Case
+from . import Case, Size
 from .shared import last_epoch, model, plain_torch
 
 __all__ = ["cases"]
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    trajectory = model(smoke).trajectory_
+    trajectory = model(size).trajectory_
     program, n, k = trajectory.program, len(trajectory.data), trajectory.recipe.n_factors
     here, there = _Epoch(trajectory, "cpu"), _Epoch(trajectory, "cuda")
     rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def cases(smoke: bool) -> Iterator[Case]:
     theirs = plain and plain.ReplayWalk(
         start, program.examples, here.stage.log, program.hyper(here.stage.epoch)
     )
-    for n_blocks in (1, 2 if smoke else 16):
+    for n_blocks in (1, 16 if size == "full" else 2):
         yield _case(here, there, start, expected, n_blocks, theirs if n_blocks == 1 else None, n, k)
 
 

@@ -10,15 +10,15 @@ import numpy as np
 from fastinfluence import dispatch
 from fastinfluence.kernels.structures import Record
 
-from . import Case
+from . import Case, Size
 from .shared import model, plain_torch
 
 __all__ = ["cases"]
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    trajectory = model(smoke).trajectory_
+    trajectory = model(size).trajectory_
     n, k = len(trajectory.data), trajectory.recipe.n_factors
     rows = 4 * (k + 1) * 4  # bytes of two rows, there and back
     rating = 16

@@ -13,6 +13,8 @@ import numpy as np
 import fastinfluence as fi
 from fastinfluence.training.backward import Stage, backward
 
+from . import Size
+
 __all__ = ["LOG_BUDGET", "last_epoch", "model", "plain_torch"]
 
 LOG_BUDGET = 2**31
@@ -20,10 +22,13 @@ LOG_BUDGET = 2**31
 
 
 @functools.cache
-def model(smoke: bool) -> fi.MatrixFactorization:
+def model(size: Size) -> fi.MatrixFactorization:
     """Trained on the CPU, so that it is the same wherever the cases run."""
-    data = _tiny() if smoke else data_sets.ml_1m(smoke)[0]
-    k, n_epochs = (5, 2) if smoke else (64, 20)
+    if size == "full":
+        data = data_sets.ml_1m(smoke=False)[0]
+    else:
+        data = _tiny() if size == "smoke" else data_sets.synthetic(100, 80, 2_000)
+    k, n_epochs = (5, 2) if size == "smoke" else (64, 20)
     untrained = fi.MatrixFactorization(k, n_epochs=n_epochs, device="cpu", rng=0)
     return untrained.fit(data, show_progress=False)
 

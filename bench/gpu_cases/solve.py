@@ -12,7 +12,7 @@ from fastinfluence.attribution.damping import default_damping
 from fastinfluence.attribution.solve import BlockJacobi, solve
 from fastinfluence.kernels.structures import LANES
 
-from . import Case
+from . import Case, Size
 from .hessian import gauss_newton
 from .shared import model, plain_torch
 
@@ -21,9 +21,9 @@ __all__ = ["cases"]
 RTOL = 1e-3
 
 
-def cases(smoke: bool) -> Iterator[Case]:
+def cases(size: Size) -> Iterator[Case]:
     """Make them."""
-    trajectory = model(smoke).trajectory_
+    trajectory = model(size).trajectory_
     here, there = (
         trajectory.program.endpoint(trajectory.end.tables, device=device)
         for device in ("cpu", "cuda")
