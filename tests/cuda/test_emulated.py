@@ -157,6 +157,30 @@ def test_shuffles(how: str, b: int, c: int, source: Any) -> None:
     assert emulate(body, x).tolist() == [source(n) * 10 for n in range(64)]
 
 
+@pytest.mark.parametrize(
+    ("operation", "right"),
+    [
+        ("popc.b32", lambda n: (n % 2**32).bit_count()),
+        ("clz.b32", lambda n: 32 - (n % 2**32).bit_length()),
+        ("brev.b32", lambda n: int(f"{n % 2**32:032b}"[::-1], 2)),
+        ("not.b32", lambda n: ~n),
+        ("shr.s32 8", lambda n: n >> 8),
+        ("shr.u32 8", lambda n: n % 2**32 >> 8),
+        ("shl.b32 40", lambda n: 0),
+        ("bfi.b32 5 8 4", lambda n: n & ~(15 << 8) | 5 << 8),
+    ],
+)
+def test_operations_on_bits(operation: str, right: Any) -> None:
+    x = np.array([0, 1, -1, 12345, -12345, 2**31 - 1, -(2**31)], "int32")
+    name, *numbers = operation.split()
+    if name.startswith("bfi"):
+        operands = f"{numbers[0]}, %r5, {numbers[1]}, {numbers[2]}"
+    else:
+        operands = ", ".join(["%r5", *numbers])
+    body = f"ld.global.u32 %r5, [%rd4]; {name} %r6, {operands}; st.global.u32 [%rd5], %r6;"
+    assert emulate(body, x).view("uint32").tolist() == [right(n) % 2**32 for n in x.tolist()]
+
+
 SHARED = """
     mov.u64 %rd6, asked; add.s64 %rd7, %rd6, %rd3;
     ld.global.u32 %r5, [%rd4]; st.shared.u32 [%rd7], %r5; {barrier}
