@@ -6,6 +6,8 @@ coordinate, `rank` the first: together they read 512 bytes of a row (d * LANES,)
 
 import math
 
+import numpy as np
+
 from ..structures import CURVATURE, GRADIENT, ITEM_BIAS, LANES, USER_BIAS
 from .fours import add4, put4, same4, times4
 from .jit import inner_kernel
@@ -29,15 +31,16 @@ def _adjoint_at(adagrad, row, sums, shared, factors, f, lanes):
     if not adagrad:
         return four
     d, at = row.shape[0] // LANES, factors + f
-    pulled = times4(shared[at], four)
-    return add4(pulled, shared[at + d], load4(sums, f * LANES + lanes))
+    pulled = times4(shared[np.uintp(at)], four)
+    return add4(pulled, shared[np.uintp(at + d)], load4(sums, f * LANES + lanes))
 
 
 @inner_kernel
 def _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, moved):
     at = f * LANES + lanes
     if adagrad:
-        before, bend = load4(row, at), shared[factors + 2 * (row.shape[0] // LANES) + f]
+        d, before = row.shape[0] // LANES, load4(row, at)
+        bend = shared[np.uintp(factors + 2 * d + f)]
         put4(sums, at, add4(load4(sums, at), bend, before))
         moved = add4(moved, type(bend)(1), before)
     put4(row, at, moved)
@@ -66,27 +69,31 @@ def set_factors(log, slot, count, loss, hyper, weight, shared, factors, member):
     """
     k, width = log.user_rows.shape[1], log.items.shape[1]
     first, size = slot * width, 3 * (k + 1)
-    number = type(weight)
+    number, user = type(weight), np.uintp(slot)
     l2, share = weight * hyper.regularization, number(loss != BPR)
-    for f in range(member, k + 1, 32):
-        p = log.user_rows[slot, f] if f < k else log.numbers[first, USER_BIAS]
+    f = member
+    while f < k + 1:
+        at = np.uintp(f)
+        p = log.user_rows[user, at] if f < k else log.numbers[np.uintp(first), USER_BIAS]
         x = p if f < k else number(1)
         of_user = number(0)
         for c in range(count):
-            push = weight * log.numbers[first + c, GRADIENT]
-            q = log.item_rows[first + c, f] if f < k else log.numbers[first + c, ITEM_BIAS]
+            item = np.uintp(first + c)
+            push = weight * log.numbers[item, GRADIENT]
+            q = log.item_rows[item, at] if f < k else log.numbers[item, ITEM_BIAS]
             of_user += product(push, q if f < k else share)
             of_item = product(push, x) + product(l2, q)
-            pulls = _pull_factors(of_item, log.item_squares[first + c, f], hyper)
+            pulls = _pull_factors(of_item, log.item_squares[item, at], hyper)
             _set(shared, factors + size * c + f, k + 1, pulls)
         of_user += product(l2, p)
-        pulls = _pull_factors(of_user, log.user_squares[slot, f], hyper)
+        pulls = _pull_factors(of_user, log.user_squares[user, at], hyper)
         _set(shared, factors + size * width + f, k + 1, pulls)
+        f += 32
 
 
 @inner_kernel
 def _set(shared, at, d, three):
-    shared[at], shared[at + d], shared[at + 2 * d] = three
+    shared[np.uintp(at)], shared[np.uintp(at + d)], shared[np.uintp(at + 2 * d)] = three
 
 
 @inner_kernel
@@ -102,16 +109,19 @@ def adjoint_dots(
         Of four lanes: ``q . user + p . item + share * user_bias + item_bias`` and ``p . user +
         p_bias * user_bias, q . item + q_bias * item_bias``; see the twin in `kernels.cpu`.
     """
-    k, p, q = log.user_rows.shape[1], log.user_rows[slot], log.item_rows[place]
+    k, numbers = log.user_rows.shape[1], log.numbers[np.uintp(place)]
+    p, q = log.user_rows[np.uintp(slot)], log.item_rows[np.uintp(place)]
     score = of_user = of_item = same4(type(share)(0))
-    for f in range(rank, k, RANKS):
-        x, z = p[f], q[f]
+    f = rank
+    while f < k:
+        x, z = p[np.uintp(f)], q[np.uintp(f)]
         u = _adjoint_at(adagrad, user, user_sums, shared, user_factors, f, lanes)
         v = _adjoint_at(adagrad, item, item_sums, shared, item_factors, f, lanes)
         score = add4(add4(score, z, u), x, v)
         of_user, of_item = add4(of_user, x, u), add4(of_item, z, v)
-    if rank == k % RANKS:
-        p_bias, q_bias = log.numbers[place, USER_BIAS], log.numbers[place, ITEM_BIAS]
+        f += RANKS
+    if f == k:
+        p_bias, q_bias = numbers[USER_BIAS], numbers[ITEM_BIAS]
         u = _adjoint_at(adagrad, user, user_sums, shared, user_factors, k, lanes)
         v = _adjoint_at(adagrad, item, item_sums, shared, item_factors, k, lanes)
         score = add4(add4(score, share, u), type(share)(1), v)
@@ -136,7 +146,19 @@ def _bends(log, place, c, loss, rate, shared, totals, lanes):
     slopes = load4(shared, totals + c * LANES + lanes)
     if loss == BPR:
         slopes = add4(slopes, -type(rate)(1), load4(shared, totals + lanes))
-    return times4(rate * log.numbers[place, CURVATURE], slopes)
+    return times4(rate * log.numbers[np.uintp(place), CURVATURE], slopes)
+
+
+@inner_kernel
+def _move_item(
+    adagrad, row, sums, shared, factors, f, lanes, x, z, old, moved, keep, bend, push, user_on,
+    item_on,
+):  # fmt: skip
+    """Move coordinate `f` of an item's adjoint; that of the user, `old` so far, as moved by it."""
+    v = _adjoint_at(adagrad, row, sums, shared, factors, f, lanes)
+    change = _along4(times4(keep, v), item_on, x, bend, old, push)
+    _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, change)
+    return _along4(moved, user_on, z, bend, v, push)
 
 
 @inner_kernel
@@ -152,30 +174,35 @@ def move_adjoints(
     """
     k, width = log.user_rows.shape[1], log.items.shape[1]
     first, size = slot * width, 3 * (k + 1)
-    number = type(rate)
-    user, user_sums = adjoint.users[u], sums.users[u]
-    user_on, of_user = allowed_users[u] >> lanes, factors + size * width
+    number, items = type(rate), log.items[np.uintp(slot)]
+    user, user_sums = adjoint.users[np.uintp(u)], sums.users[np.uintp(u)]
+    user_on, of_user = allowed_users[np.uintp(u)] >> lanes, factors + size * width
     # The example itself is looked up once: most steps have no other candidate.
-    i_0 = log.items[slot, 0]
+    i = np.uintp(items[0])
+    item, item_sums, item_on = adjoint.items[i], sums.items[i], allowed_items[i] >> lanes
     bend_0 = _bends(log, first, 0, loss, rate, shared, totals, lanes)
     for c in range(1, count if loss == BPR else 0):
         bend = _bends(log, first + c, c, loss, rate, shared, totals, lanes)
         bend_0 = add4(bend_0, -number(1), bend)
-    push_0, on_0 = rate * log.numbers[first, GRADIENT], allowed_items[i_0] >> lanes
-    for f in range(rank, k + 1, RANKS):
-        inside = number(f < k)
+    push_0 = rate * log.numbers[np.uintp(first), GRADIENT]
+    p, q = log.user_rows[np.uintp(slot)], log.item_rows[np.uintp(first)]
+    f = rank
+    while f <= k:
+        inside, at = number(f < k), np.uintp(f)
         old = _adjoint_at(adagrad, user, user_sums, shared, of_user, f, lanes)
-        x = log.user_rows[slot, f] if f < k else number(1)
-        moved, i, bend, push, item_on = times4(keep, old), i_0, bend_0, push_0, on_0
-        for c in range(count):
-            if c > 0:
-                i = log.items[slot, c]
-                bend = _bends(log, first + c, c, loss, rate, shared, totals, lanes)
-                push, item_on = rate * log.numbers[first + c, GRADIENT], allowed_items[i] >> lanes
-            z = log.item_rows[first + c, f] if f < k else number(loss != BPR)
-            item, item_sums, of_item = adjoint.items[i], sums.items[i], factors + size * c
-            v = _adjoint_at(adagrad, item, item_sums, shared, of_item, f, lanes)
-            moved = _along4(moved, user_on, z, bend, v, inside * push)
-            change = _along4(times4(keep, v), item_on, x, bend, old, inside * push)
-            _put_adjoint(adagrad, item, item_sums, shared, of_item, f, lanes, change)
+        x, z = (p[at], q[at]) if f < k else (number(1), number(loss != BPR))
+        moved = _move_item(
+            adagrad, item, item_sums, shared, factors, f, lanes, x, z, old, times4(keep, old),
+            keep, bend_0, inside * push_0, user_on, item_on,
+        )  # fmt: skip
+        for c in range(1, count):
+            i, place = np.uintp(items[np.uintp(c)]), np.uintp(first + c)
+            bend = _bends(log, first + c, c, loss, rate, shared, totals, lanes)
+            push = inside * (rate * log.numbers[place, GRADIENT])
+            z = log.item_rows[place, at] if f < k else number(loss != BPR)
+            moved = _move_item(
+                adagrad, adjoint.items[i], sums.items[i], shared, factors + size * c, f, lanes,
+                x, z, old, moved, keep, bend, push, user_on, allowed_items[i] >> lanes,
+            )  # fmt: skip
         _put_adjoint(adagrad, user, user_sums, shared, of_user, f, lanes, moved)
+        f += RANKS

@@ -136,28 +136,45 @@ def room_of_teams(width, d, adagrad, dtype):
 @inner_kernel
 def _candidates(log, slot, allowed_items):
     """Number of candidates of a step, and the lanes that live on any of them."""
+    items = log.items[np.uintp(slot)]
     count, lanes = 0, 0
-    while count < log.items.shape[1] and log.items[slot, count] >= 0:
-        lanes |= allowed_items[log.items[slot, count]]
+    while count < items.shape[0] and items[np.uintp(count)] >= 0:
+        lanes |= allowed_items[np.uintp(items[np.uintp(count)])]
         count += 1
     return count, lanes
 
 
 @inner_kernel
-def _claim(claims, u, log, slot, count, stamp, member):
-    """Put a step's stamp on its rows, unless they bear that of an earlier one, a greater stamp."""
-    if member == 0:
-        cuda.atomic.max(claims, u % _ROWS, stamp)
-    for c in range(member, count, _TEAM):
-        cuda.atomic.max(claims, _ROWS + log.items[slot, c] % _ROWS, stamp)
+def _place(u, log, slot, count, n):
+    """Where row number `n` of a step is claimed: its user's, then its candidates'; -1: no row."""
+    if n > count:
+        return -1
+    if n == 0:
+        return u & (_ROWS - 1)
+    return _ROWS + (log.items[np.uintp(slot), np.uintp(n - 1)] & (_ROWS - 1))
 
 
 @inner_kernel
-def _is_held_up(claims, u, log, slot, count, stamp, member):
+def _claim(claims, place, u, log, slot, count, stamp, member):
+    """Put a step's stamp on its rows, unless they bear that of an earlier one, a greater stamp.
+
+    `place` is that of the thread's first row, which few steps have more of.
+    """
+    n = member
+    while place >= 0:
+        cuda.atomic.max(claims, np.uintp(place), stamp)
+        n += _TEAM
+        place = _place(u, log, slot, count, n)
+
+
+@inner_kernel
+def _is_held_up(claims, place, u, log, slot, count, stamp, member):
     """Whether a row that this thread looks at belongs to an earlier step."""
-    held_up = member == 0 and claims[u % _ROWS] > stamp
-    for c in range(member, count, _TEAM):
-        held_up = held_up or claims[_ROWS + log.items[slot, c] % _ROWS] > stamp
+    n, held_up = member, False
+    while place >= 0:
+        held_up = held_up or claims[np.uintp(place)] > stamp
+        n += _TEAM
+        place = _place(u, log, slot, count, n)
     return held_up
 
 
@@ -171,13 +188,13 @@ def _set_totals(
     share, one = number(loss != BPR), number(1)
     rank, lanes = member // 4, member % 4 * 4
     norms = same4(number(0))
-    behind = min(width, _BATCH) * _PARTS
+    user, user_sums = adjoint.users[np.uintp(u)], sums.users[np.uintp(u)]
     for begin in range(0, count, _BATCH):
         end = min(begin + _BATCH, count)
         for c in range(begin, end):
-            i = log.items[slot, c]
+            i = np.uintp(log.items[np.uintp(slot), np.uintp(c)])
             score, of_user, of_item = adjoint_dots(
-                adagrad, adjoint.users[u], adjoint.items[i], sums.users[u], sums.items[i], shared,
+                adagrad, user, adjoint.items[i], user_sums, sums.items[i], shared,
                 factors + size * width, factors + size * c, log, slot, slot * width + c, share,
                 rank, lanes,
             )  # fmt: skip
@@ -185,13 +202,14 @@ def _set_totals(
             norms = add4(norms, one, of_item)
             if c == 0:
                 norms = add4(norms, one, of_user)
-        put4(shared, parts + behind + member * 4, norms)
+        put4(shared, parts + (end - begin) * _PARTS + member * 4, norms)
         cuda.syncwarp()
-        for c in range(begin + rank, end, RANKS):
-            total = _sum(shared, parts + (c - begin) * _PARTS + lanes)
-            put4(shared, totals + c * LANES + lanes, total)
-        if rank == RANKS - 1:
-            put4(shared, totals + width * LANES + lanes, _sum(shared, parts + behind + lanes))
+        n = rank
+        while n <= end - begin:
+            total = _sum(shared, parts + n * _PARTS + lanes)
+            to = begin + n if n < end - begin else width
+            put4(shared, totals + to * LANES + lanes, total)
+            n += RANKS
         cuda.syncwarp()
 
 
@@ -230,24 +248,24 @@ def replay_tiles(adagrad: bool, itemsize: int) -> Any:
             held_up[0] = 0
         cuda.syncthreads()
         tile = first_tile + cuda.blockIdx.x
-        first, behind = bounds[tile], bounds[tile + 1]
+        first, behind = bounds[np.uintp(tile)], bounds[np.uintp(tile + 1)]
         before = 0  # stamps of the rounds so far; a round's are greater, the first step's most
         while behind > first:
             before += teams
             stamp = before + teams - 1 - team
-            at, t, u, slot, count = behind - 1 - team, 0, 0, -1, 0
+            at, t, u, slot, count = behind - 1 - team, 0, 0, -1, -1
             if at >= first:
-                t = order[at]
-                slot = log.slots[t]
+                t = order[np.uintp(at)]
+                slot = log.slots[np.uintp(t)]
             if slot >= 0:
-                u = examples.users[t]
+                u = examples.users[np.uintp(t)]
                 count, living = _candidates(log, slot, allowed_items)
-                if (living | allowed_users[u]) == 0:
-                    slot = -1
-            if slot >= 0:
-                _claim(claims, u, log, slot, count, stamp, member)
+                if (living | allowed_users[np.uintp(u)]) == 0:
+                    slot = count = -1
+            place = _place(u, log, slot, count, member)
+            _claim(claims, place, u, log, slot, count, stamp, member)
             cuda.syncthreads()
-            if slot >= 0 and _is_held_up(claims, u, log, slot, count, stamp, member):
+            if _is_held_up(claims, place, u, log, slot, count, stamp, member):
                 cuda.atomic.max(held_up, 0, stamp)
             cuda.syncthreads()
             n_steps = teams
@@ -256,7 +274,7 @@ def replay_tiles(adagrad: bool, itemsize: int) -> Any:
             behind -= n_steps
             if slot < 0 or team >= n_steps:
                 continue
-            weight = examples.weights[t]
+            weight = examples.weights[np.uintp(t)]
             l2, one = hyper.regularization, type(weight)(1)
             rate, keep = -weight, weight * l2
             if adagrad:
@@ -273,8 +291,10 @@ def replay_tiles(adagrad: bool, itemsize: int) -> Any:
                 credit = times4(l2, load4(shared, totals + width * LANES + lanes))
                 for c in range(count):
                     slopes = load4(shared, totals + c * LANES + lanes)
-                    credit = add4(credit, log.numbers[slot * width + c, GRADIENT], slopes)
-                put4(out[t], lanes, add4(load4(out[t], lanes), -rate, credit))
+                    gradient = log.numbers[np.uintp(slot * width + c), GRADIENT]
+                    credit = add4(credit, gradient, slopes)
+                credits = out[np.uintp(t)]
+                put4(credits, lanes, add4(load4(credits, lanes), -rate, credit))
             move_adjoints(
                 adagrad, adjoint, sums, u, log, slot, count, loss, rate, keep, shared, totals,
                 factors, allowed_users, allowed_items, rank, lanes,
