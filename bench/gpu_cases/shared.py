@@ -27,7 +27,7 @@ def model(size: Size) -> fi.MatrixFactorization:
     if size == "full":
         data = data_sets.ml_1m(smoke=False)[0]
     else:
-        data = _tiny() if size == "smoke" else data_sets.synthetic(100, 80, 2_000)
+        data = _tiny() if size == "smoke" else data_sets.synthetic(60, 50, 1_200)
     k, n_epochs = (5, 2) if size == "smoke" else (64, 20)
     untrained = fi.MatrixFactorization(k, n_epochs=n_epochs, device="cpu", rng=0)
     return untrained.fit(data, show_progress=False)
