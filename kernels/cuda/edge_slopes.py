@@ -5,7 +5,12 @@ operations. The rows mostly come from the L2 cache, so shared memory and arithme
 a warp brings 32 rows to shared memory number by number, whole lines at a time (d is no multiple
 of four), and a thread reads them four at a time for 4 edges x 4 lanes: two loads of four numbers
 for 16 multiplications.
+
+Places are cast to unsigned integers: signed ones are reckoned from the end where they are negative,
+two instructions a dimension. A `range` with a step that is no constant divides.
 """
+
+import numpy as np
 
 from .bisection import group_of
 from .fours import add4, gather4, put4, same4
@@ -28,7 +33,7 @@ _TILES = _WARPS * _TILE
 def _number(rows, others, place, behind, f):
     """Number f of the row at the other end of a place; 0 where there is no such place or f."""
     if place < behind and f < rows.shape[1]:
-        return rows[others[place], f]
+        return rows[np.uintp(others[np.uintp(place)]), np.uintp(f)]
     return rows.dtype.type(0)
 
 
@@ -39,8 +44,8 @@ def _fill(rows, others, place, behind, first, tile, base, lane):
     while width > 8 and width // 2 >= rows.shape[1] - first:
         width, shift = width // 2, shift - 1
     column, step = lane & (width - 1), 32 >> shift
-    f = first + column
-    for e in range(lane >> shift, 32, 8 * step):  # eight loads before the first is waited for
+    f, e = first + column, lane >> shift
+    while e < 32:  # eight loads before the first is waited for
         x0 = _number(rows, others, place + e, behind, f)
         x1 = _number(rows, others, place + e + step, behind, f)
         x2 = _number(rows, others, place + e + 2 * step, behind, f)
@@ -50,24 +55,26 @@ def _fill(rows, others, place, behind, first, tile, base, lane):
         x6 = _number(rows, others, place + e + 6 * step, behind, f)
         x7 = _number(rows, others, place + e + 7 * step, behind, f)
         at = base + e * _STRIDE + column
-        tile[at] = x0
-        tile[at + step * _STRIDE] = x1
-        tile[at + 2 * step * _STRIDE] = x2
-        tile[at + 3 * step * _STRIDE] = x3
-        tile[at + 4 * step * _STRIDE] = x4
-        tile[at + 5 * step * _STRIDE] = x5
-        tile[at + 6 * step * _STRIDE] = x6
-        tile[at + 7 * step * _STRIDE] = x7
+        tile[np.uintp(at)] = x0
+        tile[np.uintp(at + step * _STRIDE)] = x1
+        tile[np.uintp(at + 2 * step * _STRIDE)] = x2
+        tile[np.uintp(at + 3 * step * _STRIDE)] = x3
+        tile[np.uintp(at + 4 * step * _STRIDE)] = x4
+        tile[np.uintp(at + 5 * step * _STRIDE)] = x5
+        tile[np.uintp(at + 6 * step * _STRIDE)] = x6
+        tile[np.uintp(at + 7 * step * _STRIDE)] = x7
+        e += 8 * step
 
 
 @inner_kernel
 def _write(out, numbers, place, behind, at, added, four):
     if place >= behind:
         return
+    slopes = out[np.uintp(numbers[np.uintp(place)])]
     if added:
-        gather4(out[numbers[place]], at, four)
+        gather4(slopes, at, four)
     else:
-        put4(out[numbers[place]], at, four)
+        put4(slopes, at, four)
 
 
 @kernel
@@ -77,8 +84,8 @@ def along_panel(rows, pointers, others, numbers, panel, start, stop, added, out)
     The panel is flat.
     """
     tile = cuda.shared.array(_TILES, rows.dtype, alignment=16)
-    lane, warp = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32
-    base, group, at = warp * _TILE, lane // 4, lane % 4 * 4
+    lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+    base, group, at = warp * _TILE, lane >> 2, (lane & 3) * 4
     d, zero = rows.shape[1], rows.dtype.type(0)
     number, n_warps = cuda.blockIdx.x * _WARPS + warp, cuda.gridDim.x * _WARPS
     n_places = pointers[stop] - pointers[start]
@@ -86,9 +93,9 @@ def along_panel(rows, pointers, others, numbers, panel, start, stop, added, out)
     last = pointers[start] + n_places * (number + 1) // n_warps
     row = group_of(pointers, start, stop, place)
     while place < last:
-        while pointers[row + 1] <= place:
+        while pointers[np.uintp(row + 1)] <= place:
             row += 1
-        behind = min(place + 32, min(last, pointers[row + 1]))
+        behind = min(place + 32, min(last, pointers[np.uintp(row + 1)]))
         s0 = s1 = s2 = s3 = same4(zero)
         for first in range(0, d, 32):
             _fill(rows, others, place, behind, first, tile, base, lane)

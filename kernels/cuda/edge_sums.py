@@ -8,9 +8,13 @@ moves d numbers for d (d + 4) floating-point operations.
 
 A block per row, not per piece of one, needs no second pass: the longest row of MovieLens takes
 some hundred rounds of 32 while the other blocks do the rest.
+
+Places are unsigned and loops are no `range` for the reasons given in `edge_slopes`.
 """
 
 import functools
+
+import numpy as np
 
 from .fours import add4, gather4, put4, same4
 from .jit import SIMULATED, cuda, inner_kernel, kernel, launch
@@ -27,25 +31,34 @@ _SHARED = 48 * 1024
 
 
 @inner_kernel
+def _other(others, place):
+    """Which row is at the other end of a place."""
+    return np.uintp(others[np.uintp(place)])
+
+
+@inner_kernel
 def _fill(rows, others, place, count, first, columns, room, stride):
     """Columns of the rows of some places to shared memory, zeros behind them up to the stride."""
-    lane, warp, n_warps = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32, cuda.blockDim.x // 32
-    for e in range(warp, count, 4 * n_warps):
+    lane, e, n_warps = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5, cuda.blockDim.x >> 5
+    while e < count:
         a, b, c = e + n_warps, e + 2 * n_warps, e + 3 * n_warps
-        row_e, row_a = others[place + e], others[place + min(a, count - 1)]
-        row_b, row_c = others[place + min(b, count - 1)], others[place + min(c, count - 1)]
+        row_e, row_a = _other(others, place + e), _other(others, place + min(a, count - 1))
+        row_b = _other(others, place + min(b, count - 1))
+        row_c = _other(others, place + min(c, count - 1))
         for f in range(lane, stride, 32):
             x0 = x1 = x2 = x3 = rows.dtype.type(0)
             if f < columns:  # four loads before the first is waited for
-                x0, x1 = rows[row_e, first + f], rows[row_a, first + f]
-                x2, x3 = rows[row_b, first + f], rows[row_c, first + f]
-            room[e * stride + f] = x0
+                column = np.uintp(first + f)
+                x0, x1 = rows[row_e, column], rows[row_a, column]
+                x2, x3 = rows[row_b, column], rows[row_c, column]
+            room[np.uintp(e * stride + f)] = x0
             if a < count:
-                room[a * stride + f] = x1
+                room[np.uintp(a * stride + f)] = x1
             if b < count:
-                room[b * stride + f] = x2
+                room[np.uintp(b * stride + f)] = x2
             if c < count:
-                room[c * stride + f] = x3
+                room[np.uintp(c * stride + f)] = x3
+        e += 4 * n_warps
 
 
 # ---------------------------------------------------------------- pull
@@ -99,35 +112,42 @@ def pull_kernel(full):
         room = cuda.shared.array(0, rows.dtype, alignment=16)
         thread, groups, zero = cuda.threadIdx.x, width // 4, rows.dtype.type(0)
         row, first, d = start + cuda.blockIdx.x, cuda.blockIdx.y * width, rows.shape[1]
-        lanes, group, stream = thread % 4 * 4, thread // 4 % groups, thread // 4 // groups
+        lanes, stream = (thread & 3) * 4, (thread >> 2) // groups
+        group = (thread >> 2) - stream * groups
         f, of_bends = first + 4 * group, _TOGETHER * width
         s0 = s1 = s2 = s3 = same4(zero)
         place, behind = pointers[row], pointers[row + 1]
         while place < behind:
             count = min(_TOGETHER, behind - place)
             _fill(rows, others, place, count, first, min(width, d - first), room, width)
-            for n in range(thread, 4 * count, cuda.blockDim.x):
-                put4(room, of_bends + 4 * n, load4(bends[numbers[place + n // 4]], n % 4 * 4))
+            n = thread
+            while n < 4 * count:
+                edge = np.uintp(numbers[np.uintp(place + (n >> 2))])
+                put4(room, of_bends + 4 * n, load4(bends[edge], (n & 3) * 4))
+                n += cuda.blockDim.x
             cuda.syncthreads()
-            for e in range(stream, count if stream < streams else 0, streams):
+            e = stream if stream < streams else count
+            while e < count:
                 x, four = load4(room, e * width + 4 * group), load4(room, of_bends + 16 * e + lanes)
                 s0, s1 = add4(s0, x[0], four), add4(s1, x[1], four)
                 s2, s3 = add4(s2, x[2], four), add4(s3, x[3], four)
                 if full:
-                    other, slope = others[place + e], gradients[numbers[place + e]]
+                    at = np.uintp(place + e)
+                    other, slope = others[at], gradients[np.uintp(numbers[at])]
                     s0 = _beside(panel, d, other, f, lanes, slope, s0)
                     s1 = _beside(panel, d, other, f + 1, lanes, slope, s1)
                     s2 = _beside(panel, d, other, f + 2, lanes, slope, s2)
                     s3 = _beside(panel, d, other, f + 3, lanes, slope, s3)
+                e += streams
             cuda.syncthreads()
             place += count
-        at, step = 16 * group + lanes, 16 * groups
-        _sum_streams(room, stream, streams, at, step, s0, s1, s2, s3)
+        of_sums, step = 16 * group + lanes, 16 * groups
+        _sum_streams(room, stream, streams, of_sums, step, s0, s1, s2, s3)
         if stream == 0:
-            _write(out, panel, d, l2, row, f, lanes, room, at)
-            _write(out, panel, d, l2, row, f + 1, lanes, room, at + step)
-            _write(out, panel, d, l2, row, f + 2, lanes, room, at + 2 * step)
-            _write(out, panel, d, l2, row, f + 3, lanes, room, at + 3 * step)
+            _write(out, panel, d, l2, row, f, lanes, room, of_sums)
+            _write(out, panel, d, l2, row, f + 1, lanes, room, of_sums + step)
+            _write(out, panel, d, l2, row, f + 2, lanes, room, of_sums + 2 * step)
+            _write(out, panel, d, l2, row, f + 3, lanes, room, of_sums + 3 * step)
 
     return pull_rows
 
@@ -158,11 +178,13 @@ def pull(rows, edges, bends, gradients, panel, l2, start, stop, out):
 @inner_kernel
 def _subtract_own(rows, numbers, owns, items, place, count, room, stride):
     """Turn the rows of items into their leads over the example's; thread by thread as `_fill`."""
-    lane, warp, n_warps = cuda.threadIdx.x % 32, cuda.threadIdx.x // 32, cuda.blockDim.x // 32
-    for e in range(warp, count, n_warps):
-        own = items[owns[numbers[place + e]]]
+    lane, e, n_warps = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5, cuda.blockDim.x >> 5
+    while e < count:
+        edge = np.uintp(numbers[np.uintp(place + e)])
+        own = rows[np.uintp(items[np.uintp(owns[edge])])]
         for f in range(lane, rows.shape[1], 32):
-            room[e * stride + f] -= rows[own, f]
+            room[np.uintp(e * stride + f)] -= own[np.uintp(f)]
+        e += n_warps
 
 
 @inner_kernel
@@ -196,14 +218,16 @@ def block_rows(
         _fill(rows, others, place, count, 0, rows.shape[1], room, stride)
         if leads:
             _subtract_own(rows, numbers, owns, items, place, count, room, stride)
-        for e in range(thread, count, cuda.blockDim.x):
-            edge = numbers[place + e]
-            bare = leads and owns[edge] == edge
-            room[together * stride + e] = zero if bare else curvatures[edge]
+        n = thread
+        while n < count:
+            edge = np.uintp(numbers[np.uintp(place + n)])
+            bare = leads and np.uintp(owns[edge]) == edge
+            room[np.uintp(together * stride + n)] = zero if bare else curvatures[edge]
+            n += cuda.blockDim.x
         cuda.syncthreads()
         for e in range(count if busy else 0):
             x, y = load4(room, e * stride + 4 * below), load4(room, e * stride + 4 * right)
-            bend = room[together * stride + e]
+            bend = room[np.uintp(together * stride + e)]
             s0, s1 = add4(s0, bend * x[0], y), add4(s1, bend * x[1], y)
             s2, s3 = add4(s2, bend * x[2], y), add4(s3, bend * x[3], y)
         cuda.syncthreads()
