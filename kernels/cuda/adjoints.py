@@ -130,13 +130,25 @@ def adjoint_dots(
 
 
 @inner_kernel
-def _along4(total, on, factor, slope, other, push):
-    """``total - (factor * slope + push * other)`` in the lanes whose bit is set."""
+def _where(on, four):
+    """Four lanes, zero in those whose bit is not set."""
+    zero = type(four[0])(0)
     return (
-        total[0] - fma(factor, slope[0], push * other[0]) if on & 1 else total[0],
-        total[1] - fma(factor, slope[1], push * other[1]) if on & 2 else total[1],
-        total[2] - fma(factor, slope[2], push * other[2]) if on & 4 else total[2],
-        total[3] - fma(factor, slope[3], push * other[3]) if on & 8 else total[3],
+        four[0] if on & 1 else zero,
+        four[1] if on & 2 else zero,
+        four[2] if on & 4 else zero,
+        four[3] if on & 8 else zero,
+    )
+
+
+@inner_kernel
+def _along4(total, factor, slopes, other, pushes):
+    """``total + factor * slopes + pushes * other``."""
+    return (
+        fma(factor, slopes[0], fma(pushes[0], other[0], total[0])),
+        fma(factor, slopes[1], fma(pushes[1], other[1], total[1])),
+        fma(factor, slopes[2], fma(pushes[2], other[2], total[2])),
+        fma(factor, slopes[3], fma(pushes[3], other[3], total[3])),
     )
 
 
@@ -150,18 +162,6 @@ def _bends(log, place, c, loss, rate, shared, totals, lanes):
 
 
 @inner_kernel
-def _move_item(
-    adagrad, row, sums, shared, factors, f, lanes, x, z, old, moved, keep, bend, push, user_on,
-    item_on,
-):  # fmt: skip
-    """Move coordinate `f` of an item's adjoint; that of the user, `old` so far, as moved by it."""
-    v = _adjoint_at(adagrad, row, sums, shared, factors, f, lanes)
-    change = _along4(times4(keep, v), item_on, x, bend, old, push)
-    _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, change)
-    return _along4(moved, user_on, z, bend, v, push)
-
-
-@inner_kernel
 def move_adjoints(
     adagrad, adjoint, sums, u, log, slot, count, loss, rate, keep, shared, totals, factors,
     allowed_users, allowed_items, rank, lanes,
@@ -172,37 +172,78 @@ def move_adjoints(
     itself in SGD; in Adagrad it is added to the row. All candidates meet the old row of the user.
     Lanes that may not live on a row are pushed by nothing there.
     """
-    k, width = log.user_rows.shape[1], log.items.shape[1]
-    first, size = slot * width, 3 * (k + 1)
-    number, items = type(rate), log.items[np.uintp(slot)]
-    user, user_sums = adjoint.users[np.uintp(u)], sums.users[np.uintp(u)]
-    user_on, of_user = allowed_users[np.uintp(u)] >> lanes, factors + size * width
+    k, first = log.user_rows.shape[1], slot * log.items.shape[1]
+    back, user_on = -rate, allowed_users[np.uintp(u)] >> lanes
     # The example itself is looked up once: most steps have no other candidate.
-    i = np.uintp(items[0])
-    item, item_sums, item_on = adjoint.items[i], sums.items[i], allowed_items[i] >> lanes
-    bend_0 = _bends(log, first, 0, loss, rate, shared, totals, lanes)
+    bend = _bends(log, first, 0, loss, back, shared, totals, lanes)
     for c in range(1, count if loss == BPR else 0):
-        bend = _bends(log, first + c, c, loss, rate, shared, totals, lanes)
-        bend_0 = add4(bend_0, -number(1), bend)
-    push_0 = rate * log.numbers[np.uintp(first), GRADIENT]
-    p, q = log.user_rows[np.uintp(slot)], log.item_rows[np.uintp(first)]
+        bend = add4(
+            bend, -type(rate)(1), _bends(log, first + c, c, loss, back, shared, totals, lanes)
+        )
+    i = np.uintp(log.items[np.uintp(slot), 0])
+    item_on, push = allowed_items[i] >> lanes, same4(back * log.numbers[np.uintp(first), GRADIENT])
+    of_user = _where(user_on, bend), _where(user_on, push)
+    of_item = _where(item_on, bend), _where(item_on, push)
     f = rank
-    while f <= k:
-        inside, at = number(f < k), np.uintp(f)
-        old = _adjoint_at(adagrad, user, user_sums, shared, of_user, f, lanes)
-        x, z = (p[at], q[at]) if f < k else (number(1), number(loss != BPR))
-        moved = _move_item(
-            adagrad, item, item_sums, shared, factors, f, lanes, x, z, old, times4(keep, old),
-            keep, bend_0, inside * push_0, user_on, item_on,
+    while f < k:
+        _move_coordinate(
+            True, adagrad, adjoint, sums, u, i, log, slot, count, loss, back, keep, shared, totals,
+            factors, allowed_items, user_on, of_user, of_item, f, lanes,
         )  # fmt: skip
-        for c in range(1, count):
-            i, place = np.uintp(items[np.uintp(c)]), np.uintp(first + c)
-            bend = _bends(log, first + c, c, loss, rate, shared, totals, lanes)
-            push = inside * (rate * log.numbers[place, GRADIENT])
-            z = log.item_rows[place, at] if f < k else number(loss != BPR)
-            moved = _move_item(
-                adagrad, adjoint.items[i], sums.items[i], shared, factors + size * c, f, lanes,
-                x, z, old, moved, keep, bend, push, user_on, allowed_items[i] >> lanes,
-            )  # fmt: skip
-        _put_adjoint(adagrad, user, user_sums, shared, of_user, f, lanes, moved)
         f += RANKS
+    if f == k:
+        _move_coordinate(
+            False, adagrad, adjoint, sums, u, i, log, slot, count, loss, back, keep, shared, totals,
+            factors, allowed_items, user_on, of_user, of_item, f, lanes,
+        )  # fmt: skip
+
+
+@inner_kernel
+def _move_coordinate(
+    inside, adagrad, adjoint, sums, u, i, log, slot, count, loss, back, keep, shared, totals,
+    factors, allowed_items, user_on, of_user, of_item, f, lanes,
+):  # fmt: skip
+    """Move a coordinate of all rows: a factor, `inside`, or the biases.
+
+    `of_user` and `of_item` are how the example itself bends and pushes its user and item `i`.
+    """
+    width, size = log.items.shape[1], 3 * (log.user_rows.shape[1] + 1)
+    first, at, number = slot * width, np.uintp(f), type(back)
+    user, user_sums = adjoint.users[np.uintp(u)], sums.users[np.uintp(u)]
+    behind = factors + size * width
+    old = _adjoint_at(adagrad, user, user_sums, shared, behind, f, lanes)
+    moved, x, z = times4(keep, old), number(1), number(loss != BPR)
+    if inside:
+        x, z = log.user_rows[np.uintp(slot), at], log.item_rows[np.uintp(first), at]
+    moved = _move_item(
+        inside, adagrad, adjoint.items[i], sums.items[i], shared, factors, f, lanes, x, z, old,
+        moved, keep, of_user, of_item,
+    )  # fmt: skip
+    for c in range(1, count):
+        i, place = np.uintp(log.items[np.uintp(slot), np.uintp(c)]), np.uintp(first + c)
+        bend = _bends(log, first + c, c, loss, back, shared, totals, lanes)
+        push, item_on = same4(back * log.numbers[place, GRADIENT]), allowed_items[i] >> lanes
+        if inside:
+            z = log.item_rows[place, at]
+        moved = _move_item(
+            inside, adagrad, adjoint.items[i], sums.items[i], shared, factors + size * c, f, lanes,
+            x, z, old, moved, keep, (_where(user_on, bend), _where(user_on, push)),
+            (_where(item_on, bend), _where(item_on, push)),
+        )  # fmt: skip
+    _put_adjoint(adagrad, user, user_sums, shared, behind, f, lanes, moved)
+
+
+@inner_kernel
+def _move_item(
+    inside, adagrad, row, sums, shared, factors, f, lanes, x, z, old, moved, keep, of_user, of_item
+):  # fmt: skip
+    """Move a coordinate of an item's adjoint; what `moved` of the user's becomes by it."""
+    v = _adjoint_at(adagrad, row, sums, shared, factors, f, lanes)
+    change = times4(keep, v)
+    if inside:
+        change = _along4(change, x, of_item[0], old, of_item[1])
+        moved = _along4(moved, z, of_user[0], v, of_user[1])
+    else:  # biases do not multiply each other
+        change, moved = add4(change, x, of_item[0]), add4(moved, z, of_user[0])
+    _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, change)
+    return moved
