@@ -26,7 +26,7 @@ def cases(size: Size) -> Iterator[Case]:
     """Make them: of random rows, as training changes neither the work nor the shapes."""
     data, d, explained, ranked = _tiny(), 4, 2, 5
     if size == "small":
-        data, d, explained, ranked = data_sets.synthetic_graph(500, 10, 3_000), 128, 10, 200
+        data, d, explained, ranked = data_sets.synthetic_graph(500, 10, 3_000), 128, 3, 200
     elif size == "full":
         data, d, explained, ranked = data_sets.fb15k_237(smoke=False)[0], 128, 200, 20_000
     rng = np.random.default_rng(0)
