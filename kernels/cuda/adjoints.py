@@ -36,13 +36,21 @@ def _adjoint_at(adagrad, row, sums, shared, factors, f, lanes):
 
 
 @inner_kernel
-def _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, moved):
+def _before(adagrad, row, sums, shared, factors, f, lanes, keep):
+    """That adjoint, what stays of the row's own, and where Adagrad's sum goes."""
+    own = _adjoint_at(adagrad, row, sums, shared, factors, f, lanes)
+    if not adagrad:
+        return own, times4(keep, own), own
+    d, at = row.shape[0] // LANES, f * LANES + lanes
+    four, bend = load4(row, at), shared[np.uintp(factors + 2 * d + f)]
+    return own, add4(four, keep, own), add4(load4(sums, at), bend, four)
+
+
+@inner_kernel
+def _put_adjoint(adagrad, row, sums, f, lanes, moved, sum_moved):
     at = f * LANES + lanes
     if adagrad:
-        d, before = row.shape[0] // LANES, load4(row, at)
-        bend = shared[np.uintp(factors + 2 * d + f)]
-        put4(sums, at, add4(load4(sums, at), bend, before))
-        moved = add4(moved, type(bend)(1), before)
+        put4(sums, at, sum_moved)
     put4(row, at, moved)
 
 
@@ -211,8 +219,8 @@ def _move_coordinate(
     first, at, number = slot * width, np.uintp(f), type(back)
     user, user_sums = adjoint.users[np.uintp(u)], sums.users[np.uintp(u)]
     behind = factors + size * width
-    old = _adjoint_at(adagrad, user, user_sums, shared, behind, f, lanes)
-    moved, x, z = times4(keep, old), number(1), number(loss != BPR)
+    old, moved, sum_moved = _before(adagrad, user, user_sums, shared, behind, f, lanes, keep)
+    x, z = number(1), number(loss != BPR)
     if inside:
         x, z = log.user_rows[np.uintp(slot), at], log.item_rows[np.uintp(first), at]
     moved = _move_item(
@@ -230,7 +238,7 @@ def _move_coordinate(
             x, z, old, moved, keep, (_where(user_on, bend), _where(user_on, push)),
             (_where(item_on, bend), _where(item_on, push)),
         )  # fmt: skip
-    _put_adjoint(adagrad, user, user_sums, shared, behind, f, lanes, moved)
+    _put_adjoint(adagrad, user, user_sums, f, lanes, moved, sum_moved)
 
 
 @inner_kernel
@@ -238,12 +246,11 @@ def _move_item(
     inside, adagrad, row, sums, shared, factors, f, lanes, x, z, old, moved, keep, of_user, of_item
 ):  # fmt: skip
     """Move a coordinate of an item's adjoint; what `moved` of the user's becomes by it."""
-    v = _adjoint_at(adagrad, row, sums, shared, factors, f, lanes)
-    change = times4(keep, v)
+    v, change, sum_moved = _before(adagrad, row, sums, shared, factors, f, lanes, keep)
     if inside:
         change = _along4(change, x, of_item[0], old, of_item[1])
         moved = _along4(moved, z, of_user[0], v, of_user[1])
     else:  # biases do not multiply each other
         change, moved = add4(change, x, of_item[0]), add4(moved, z, of_user[0])
-    _put_adjoint(adagrad, row, sums, shared, factors, f, lanes, change)
+    _put_adjoint(adagrad, row, sums, f, lanes, change, sum_moved)
     return moved
