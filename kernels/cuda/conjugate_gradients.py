@@ -74,7 +74,7 @@ def _write_sums(sums, i, q, out):
 def _put_room(room, base, i, q, out):
     """Write what a thread left in its warp's room: coordinate i of every tile, four lanes."""
     for f in range(i, out.shape[0], TILE):
-        put4(out[f], q, load4(room, base + LANES * f + q))
+        put4(out[np.uintp(f)], q, load4(room, base + LANES * f + q))
 
 
 @kernel
@@ -204,31 +204,33 @@ def _launch_by_row(function, panel, start, stop, arguments):
 
 @kernel
 def damp_row(damping, direction, start, stop, image, products):
-    lane = cuda.threadIdx.x % 32
-    i, q = lane // 4, lane % 4 * 4
-    row = start + cuda.blockIdx.x * (cuda.blockDim.x // 32) + cuda.threadIdx.x // 32
+    lane = cuda.threadIdx.x & 31
+    i, q = lane >> 2, (lane & 3) * 4
+    row = start + cuda.blockIdx.x * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
     if row >= stop:
         return
     number, sums = same4(damping), same4(direction.dtype.type(0))
     for f in range(i, direction.shape[1], TILE):
-        p = load4(direction[row, f], q)
-        lanes = _plus(number, p, load4(image[row, f], q))
-        put4(image[row, f], q, lanes)
+        at = np.uintp(row), np.uintp(f)
+        p = load4(direction[at], q)
+        lanes = _plus(number, p, load4(image[at], q))
+        put4(image[at], q, lanes)
         sums = _plus(p, lanes, sums)
-    _write_sums(sums, i, q, products[row])
+    _write_sums(sums, i, q, products[np.uintp(row)])
 
 
 @kernel
 def multiply_row(left, right, start, stop, out):
-    lane = cuda.threadIdx.x % 32
-    i, q = lane // 4, lane % 4 * 4
-    row = start + cuda.blockIdx.x * (cuda.blockDim.x // 32) + cuda.threadIdx.x // 32
+    lane = cuda.threadIdx.x & 31
+    i, q = lane >> 2, (lane & 3) * 4
+    row = start + cuda.blockIdx.x * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
     if row >= stop:
         return
     sums = same4(left.dtype.type(0))
     for f in range(i, left.shape[1], TILE):
-        sums = _plus(load4(left[row, f], q), load4(right[row, f], q), sums)
-    _write_sums(sums, i, q, out[row])
+        at = np.uintp(row), np.uintp(f)
+        sums = _plus(load4(left[at], q), load4(right[at], q), sums)
+    _write_sums(sums, i, q, out[np.uintp(row)])
 
 
 @kernel
@@ -282,46 +284,56 @@ def total(products, start, stop):
 @kernel
 def turn_quads(keeps, target, first, stop, direction):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    keep = load4(keeps, thread % 4 * 4)
-    for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
+    keep = load4(keeps, (thread & 3) * 4)
+    quad = first + thread
+    while quad < stop:
         place = 4 * quad
         put4(direction, place, _plus(keep, load4(direction, place), load4(target, place)))
+        quad += cuda.gridDim.x * cuda.blockDim.x
 
 
 @kernel
 def step_quads(steps, direction, first, stop, x):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    step = load4(steps, thread % 4 * 4)
-    for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
+    step = load4(steps, (thread & 3) * 4)
+    quad = first + thread
+    while quad < stop:
         place = 4 * quad
         put4(x, place, _plus(step, load4(direction, place), load4(x, place)))
+        quad += cuda.gridDim.x * cuda.blockDim.x
 
 
 @kernel
 def subtract_quads(left, first, stop, out):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     minus = same4(out.dtype.type(-1))
-    for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
+    quad = first + thread
+    while quad < stop:
         place = 4 * quad
         put4(out, place, _plus(minus, load4(out, place), load4(left, place)))
+        quad += cuda.gridDim.x * cuda.blockDim.x
 
 
 @kernel
 def scale_quads(factors, first, stop, panel):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    a, b, c, d = load4(factors, thread % 4 * 4)
-    for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
+    a, b, c, d = load4(factors, (thread & 3) * 4)
+    quad = first + thread
+    while quad < stop:
         place = 4 * quad
         w, x, y, z = load4(panel, place)
         put4(panel, place, (a * w, b * x, c * y, d * z))
+        quad += cuda.gridDim.x * cuda.blockDim.x
 
 
 @kernel
 def clear_quads(first, stop, panel):
     thread = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     nothing = same4(panel.dtype.type(0))
-    for quad in range(first + thread, stop, cuda.gridDim.x * cuda.blockDim.x):
+    quad = first + thread
+    while quad < stop:
         put4(panel, 4 * quad, nothing)
+        quad += cuda.gridDim.x * cuda.blockDim.x
 
 
 def turn(keeps, target, start, stop, direction):

@@ -2,7 +2,8 @@
 
 A thread holds coordinate i of 8 and the four lanes from q on. Substitution goes by tiles of 8 x 8:
 a tile's own 8 steps exchange numbers by shuffles, the products with other tiles read the vector
-from shared memory (the room, whole tiles of it), four lanes a load.
+from shared memory (the room, whole tiles of it), four lanes a load. Places of factors are unsigned:
+signed ones are reckoned from the end where they are negative.
 """
 
 import numpy as np
@@ -67,18 +68,20 @@ def forward(factors, divisors, row, first, lanes, room, base, i, q):
     put into the room.
     """
     d = factors.shape[1]
-    f = min(first + i, d - 1)  # beyond the last coordinate anything that can be read will do
+    f = np.uintp(min(first + i, d - 1))  # beyond the last coordinate whatever can be read will do
+    factor = factors[np.uintp(row), f]
     for tile in range(0, first, TILE):
         for j in range(TILE):
-            x = -factors[row, f, tile + j]
+            x = -factor[np.uintp(tile + j)]
             lanes = add4(lanes, x, load4(room, base + LANES * (tile + j) + q))
-    one = divisors[row, f]
+    one = divisors[np.uintp(row), f]
+    after = i if first + i < d else 0  # so many steps concern this coordinate
     for j in range(TILE):
         solved = _from_thread(times4(one, lanes), 4 * j + q // 4)
         if i == j:
             lanes = solved
-        if i > j:
-            x = -factors[row, f, min(first + j, d - 1)]
+        if j < after:
+            x = -factor[np.uintp(first + j)]
             lanes = add4(lanes, x, solved)
     if first + i >= d:
         lanes = times4(room.dtype.type(0), lanes)
@@ -98,16 +101,16 @@ def backward(factors, divisors, row, room, base, i, q):
     d = factors.shape[1]
     for back in range(0, d, TILE):
         first = (d - 1) // TILE * TILE - back
-        f = min(first + i, d - 1)
+        f = np.uintp(min(first + i, d - 1))
         here = base + LANES * first + q
-        lanes, one = load4(room, here + LANES * i), divisors[row, f]
+        lanes, one = load4(room, here + LANES * i), divisors[np.uintp(row), f]
         for n in range(TILE):
             j = TILE - 1 - n
             solved = _from_thread(times4(one, lanes), 4 * j + q // 4)
             if i == j:
                 lanes = solved
             if i < j:
-                x = -factors[row, min(first + j, d - 1), f]
+                x = -factors[np.uintp(row), np.uintp(min(first + j, d - 1)), f]
                 lanes = add4(lanes, x, solved)
         put4(room, here + LANES * i, lanes)
         cuda.syncwarp()
@@ -115,6 +118,6 @@ def backward(factors, divisors, row, room, base, i, q):
             place = base + LANES * (tile + i) + q
             lanes = load4(room, place)
             for j in range(TILE):
-                x = -factors[row, min(first + j, d - 1), tile + i]
+                x = -factors[np.uintp(row), np.uintp(min(first + j, d - 1)), np.uintp(tile + i)]
                 lanes = add4(lanes, x, load4(room, here + LANES * j))
             put4(room, place, lanes)
