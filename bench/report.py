@@ -60,7 +60,8 @@ of the other's seconds divided by ours in the same round (in brackets the lowest
 1 we are faster. Times are medians. Everything has been compiled and run once beforehand.
 
 The CUDA kernels are measured by a script of their own, `python bench/gpu.py`, on a machine with a
-GPU; their registers and occupancy, which need none, are in [registers.md](registers.md).
+GPU; their registers and occupancy, which need none, are in [registers.md](registers.md), and counts
+of their instructions and memory accesses, on an emulated GPU, in [traffic.md](traffic.md).
 """
 
 # What a missed figure may hang on, by the beginning of its name.
