@@ -6,9 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import row_blocks as oracle
-from test_row_blocks import EXACT, LOSS, make_case
+from row_blocks_cases import EXACT, make_case
 
 from fastinfluence.kernels.cpu.hessian import own_credit
+from fastinfluence.kernels.cpu.losses import BPR, LOGISTIC, SQUARED
+
+LOSS = st.sampled_from([SQUARED, LOGISTIC, BPR])
 
 
 @settings(max_examples=40, deadline=None)
