@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+EMULATED = os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0")
 
 
 class Kernels:

@@ -125,18 +125,6 @@ class Cuda:
     def syncthreads() -> None:
         running().block.meet("block", None)
 
-    @staticmethod
-    def syncthreads_count(predicate: Any) -> int:
-        return sum(map(bool, running().block.meet("block", predicate).values()))
-
-    @staticmethod
-    def syncthreads_and(predicate: Any) -> int:
-        return int(all(running().block.meet("block", predicate).values()))
-
-    @staticmethod
-    def syncthreads_or(predicate: Any) -> int:
-        return int(any(running().block.meet("block", predicate).values()))
-
     shfl_sync = _shuffle("shfl_sync", lambda lane, number: number % 32)
     shfl_up_sync = _shuffle("shfl_up_sync", lambda lane, number: lane - number)
     shfl_down_sync = _shuffle("shfl_down_sync", lambda lane, number: lane + number)

@@ -6,17 +6,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
-from backends import why_no_cuda
+from backends import EMULATED, why_no_cuda
 from toolchain import why_not
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))  # its case builders
-
-EMULATED = os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0")
 
 if EMULATED and why_not() is None:
     from emulated import device

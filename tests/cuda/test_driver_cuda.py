@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from backends import SIMULATED, why_no_cuda
+from backends import EMULATED, SIMULATED, why_no_cuda
 
 from fastinfluence.errors import DeviceError, DeviceMemoryError
 from fastinfluence.kernels.structures import Side, Tables
@@ -129,7 +129,7 @@ class Gpu:
 
 @pytest.fixture
 def driver(monkeypatch):
-    if os.environ.get("FASTINFLUENCE_EMULATED_CUDA", "0") not in ("", "0"):
+    if EMULATED:
         pytest.skip("the emulator has arrays of its own")
     from numba.cuda.cudadrv import devices
     from numba.cuda.cudadrv import driver as numba_driver

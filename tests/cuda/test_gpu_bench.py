@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import EMULATED
+
+pytestmark = pytest.mark.skipif(EMULATED, reason="a process of its own, without the emulated GPU")
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 

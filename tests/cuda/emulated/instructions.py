@@ -120,7 +120,8 @@ _PLAIN = {
     "rcp.rn": "1 / {0}", "rcp.approx.ftz": "approximate_inverse({0})",
     "ex2.approx": "power_of_two({0})", "ex2.approx.ftz": "power_of_two({0})",
     "div": "divided({0}, {1})", "rem": "remainder({0}, {1})", "mul.hi": "high_product({0}, {1})",
-    "clz": "leading_zeros({0})", "brev": "mirrored({0})",
+    "clz": "leading_zeros({0})",
+    "bfind.shiftamt": "np.where({0} == 0, -1, leading_zeros({0}))", "brev": "mirrored({0})",
     "fma.rm": "fma32_down({0}, {1}, {2})",
 }  # fmt: skip
 
